@@ -1,0 +1,184 @@
+"""What a call may be given: every check of an argument, made while tracing, before any arithmetic."""
+
+import math
+import operator
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Literal, get_args
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+Axis = int | Sequence[int]
+AxisName = str | tuple[str, ...]
+AxisIndexGroups = Sequence[Sequence[int]]
+RunningVariance = Literal["biased", "unbiased"]
+
+
+def feature_axes(axis: Axis, ndim: int) -> tuple[int, ...]:
+    """The feature axes as sorted, non-negative integers."""
+    axes = tuple(axis) if isinstance(axis, Iterable) else (axis,)
+    try:
+        axes = tuple(operator.index(a) for a in axes)
+    except TypeError:
+        raise TypeError(
+            f"`axis` must be an integer or a sequence of integers, got {axis!r}"
+        ) from None
+    for a in axes:
+        if not -ndim <= a < ndim:
+            raise ValueError(
+                f"`axis` names the feature axis or axes of `x` and must lie in [{-ndim}, {ndim}) for "
+                f"an input of {ndim} dimensions, got {axis!r}"
+            )
+    canonical = tuple(sorted(a % ndim for a in axes))
+    if not canonical:
+        raise ValueError("`axis` must name at least one feature axis, got an empty sequence")
+    if len(set(canonical)) != len(canonical):
+        raise ValueError(f"`axis` must name each axis once, got {axis!r} for {ndim} dimensions")
+    return canonical
+
+
+def reduction_axes(features: tuple[int, ...], ndim: int) -> tuple[int, ...]:
+    """The axes the statistics are taken over: all that are not feature axes."""
+    return tuple(a for a in range(ndim) if a not in features)
+
+
+def input_array(x: Any) -> jax.Array:
+    """`x` as an array that can be normalized: integers become float32, booleans are refused."""
+    x = jnp.asarray(x)
+    if jnp.issubdtype(x.dtype, jnp.bool_):
+        raise TypeError(
+            "`x` must be numeric, got dtype bool; convert it first, e.g. x.astype('float32')"
+        )
+    if not jnp.issubdtype(x.dtype, jnp.inexact):
+        x = x.astype(jnp.float32)
+    return x
+
+
+def per_channel(name: str, value: Any, shape: tuple[int, ...]) -> None:
+    """One value per channel: the shape must be that of the feature axes of `x`."""
+    if jnp.shape(value) != shape:
+        raise ValueError(
+            f"`{name}` must have the shape of the feature axes of `x`, {shape}, got "
+            f"{jnp.shape(value)}; pass the `axis` that holds the features, or initialize with the "
+            f"right number of features"
+        )
+
+
+def params_dict(params: Any, shape: tuple[int, ...]) -> None:
+    """`params` holds `scale` and `bias`, either, or neither."""
+    if not isinstance(params, Mapping):
+        raise TypeError(
+            f"`params` must be a mapping with 'scale' and 'bias' (either may be left out), "
+            f"got {type(params).__name__}"
+        )
+    unknown = sorted(set(params) - {"scale", "bias"})
+    if unknown:
+        raise ValueError(
+            f"`params` may hold 'scale' and 'bias', got {unknown} besides; other libraries' names "
+            f"(gamma, beta, weight, offset) must be renamed"
+        )
+    for name, value in params.items():
+        per_channel(f"params['{name}']", value, shape)
+
+
+def batch_stats_dict(
+    batch_stats: Any, shape: tuple[int, ...], cumulative: bool
+) -> None:
+    """`batch_stats` holds `mean` and `var`, and `count` where the average is cumulative."""
+    if not isinstance(batch_stats, Mapping) or not {"mean", "var"} <= set(batch_stats):
+        got = sorted(batch_stats) if isinstance(batch_stats, Mapping) else type(batch_stats).__name__
+        raise ValueError(
+            f"`batch_stats` must be a mapping with 'mean' and 'var', as jbn.init(features) makes it, "
+            f"got {got}"
+        )
+    if cumulative and "count" not in batch_stats:
+        raise ValueError(
+            "`momentum=None` is the cumulative average and needs 'count' in `batch_stats` (the number "
+            "of batches seen, per channel); make it with jbn.init(features, momentum=None)"
+        )
+    for name in ("mean", "var", *(["count"] if cumulative else [])):
+        per_channel(f"batch_stats['{name}']", batch_stats[name], shape)
+
+
+def epsilon_value(epsilon: Any) -> None:
+    """`epsilon` is positive; a traced one cannot be looked at."""
+    if isinstance(epsilon, jax.core.Tracer):
+        return
+    if not float(epsilon) > 0 or not math.isfinite(epsilon):
+        raise ValueError(
+            f"`epsilon` must be a positive finite number, got {epsilon!r}; it is added to the variance "
+            f"so that a constant channel is not divided by zero"
+        )
+
+
+def momentum_value(momentum: Any) -> None:
+    """`momentum` lies in [0, 1] or is None; a traced one cannot be looked at."""
+    if momentum is None or isinstance(momentum, jax.core.Tracer):
+        return
+    if not 0.0 <= float(momentum) <= 1.0:
+        raise ValueError(
+            f"`momentum` must lie in [0, 1] or be None (cumulative), got {momentum!r}; it is the "
+            f"weight of the OLD statistics: PyTorch's momentum m is 1 - m here"
+        )
+
+
+def mask_array(mask: Any, shape: tuple[int, ...]) -> jax.Array:
+    """`mask` with as many dimensions as `x`, whatever it broadcasts from."""
+    mask = jnp.asarray(mask)
+    if jnp.issubdtype(mask.dtype, jnp.complexfloating):
+        raise TypeError(f"`mask` must be boolean or real weights >= 0, got dtype {mask.dtype}")
+    try:
+        fits = np.broadcast_shapes(mask.shape, shape) == tuple(shape)
+    except ValueError:
+        fits = False
+    if not fits:
+        raise ValueError(
+            f"`mask` must broadcast against `x`, of shape {tuple(shape)}, got shape {mask.shape}; a "
+            f"mask over the batch axes needs a last axis of one for the features: mask[..., None]"
+        )
+    return jax.lax.expand_dims(mask, range(len(shape) - mask.ndim))
+
+
+def index_groups(
+    axis_index_groups: AxisIndexGroups | None, axis_name: AxisName | None
+) -> tuple[tuple[int, ...], ...] | None:
+    """`axis_index_groups` as nested tuples that partition the devices."""
+    if axis_index_groups is None:
+        return None
+    if axis_name is None:
+        raise ValueError(
+            f"`axis_index_groups` divides the devices of a named axis and needs `axis_name`, got "
+            f"axis_index_groups={axis_index_groups!r} with axis_name=None"
+        )
+    groups = tuple(tuple(operator.index(i) for i in group) for group in axis_index_groups)
+    members = sorted(i for group in groups for i in group)
+    if members != list(range(len(members))) or not all(groups):
+        raise ValueError(
+            f"`axis_index_groups` must hold every index of the named axis exactly once, in groups "
+            f"that are not empty, got {axis_index_groups!r}"
+        )
+    return groups
+
+
+def choice(name: str, value: Any, literal: Any) -> None:
+    """`value` is one of the strings of a `Literal`."""
+    if value not in get_args(literal):
+        raise ValueError(f"`{name}` must be one of {get_args(literal)}, got {value!r}")
+
+
+def train_flag(train: Any) -> None:
+    """`train` is a bool, or a traced or concrete boolean scalar."""
+    if jnp.shape(train) != () or jnp.result_type(train) != jnp.bool_:
+        raise TypeError(f"`train` must be a bool or a boolean scalar array, got {train!r}")
+
+
+def warn_if_single(count: int) -> None:
+    """One value per channel is allowed in training and worth a word: the output is then `bias`."""
+    if count == 1:
+        warnings.warn(
+            "batch norm in training with one value per channel: the output is `bias` and the batch "
+            "variance 0, whatever `x` is; use a larger batch, `axis_name`, or train=False",
+            stacklevel=4,
+        )

@@ -1,0 +1,209 @@
+"""y = (x - mean) * rsqrt(var + epsilon) * scale + bias, and its derivative rule."""
+
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jbn import _checks
+from jbn._moments import (
+    Moments,
+    Reduction,
+    as_weights,
+    batch_moments,
+    deviation,
+    moments_tangent,
+    without_zeros,
+)
+
+Array = jax.Array
+
+
+def normalize(
+    x: Any,
+    moments: Moments,
+    params: Mapping[str, Any] | None = None,
+    *,
+    axis: _checks.Axis = -1,
+    epsilon: Any = 1e-5,
+    mask: Any = None,
+    dtype: Any = None,
+) -> Array:
+    """Normalizes with given statistics, then scales and shifts.
+
+        y = (x - mean) * rsqrt(var + epsilon) * scale + bias
+
+    computed as `(x - mean) * a + (bias - remainder * a)` with `a = scale * rsqrt(var + epsilon)`.
+
+    Args:
+        x: (..., C) array, real, integer or complex.
+        moments: `Moments` with `mean` and `var` of the shape of the feature axes; from `jbn.moments`
+            or made of running statistics: `Moments(batch_stats["mean"], batch_stats["var"])`.
+        params: mapping with "scale" and "bias", each (C,) and each optional. Default none of them.
+        axis: the feature axis or axes. Default -1.
+        epsilon: > 0, added to the variance. Default 1e-5 (Flax, Haiku, PyTorch; Keras has 1e-3).
+        mask: as in `jbn.moments`. The output does not depend on it; the gradient of the parameters
+            leaves out masked values that are not finite. Default None.
+        dtype: dtype of the output. Default: that of `x` (float32 for integers).
+
+    Returns:
+        y of the shape of `x`. The arithmetic is in float32 at least.
+
+    Raises:
+        ValueError, TypeError: an argument is not of the form above.
+
+    Example:
+        >>> import jax.numpy as jnp, jbn
+        >>> m = jbn.Moments(mean=jnp.array([3.]), var=jnp.array([2.]))
+        >>> print(jbn.normalize(jnp.array([[1.], [5.]]), m).round(2).ravel())
+        [-1.41  1.41]
+    """
+    x = _checks.input_array(x)
+    features = _checks.feature_axes(axis, x.ndim)
+    shape = tuple(x.shape[a] for a in features)
+    params = {} if params is None else params
+    _checks.params_dict(params, shape)
+    for name in ("mean", "var"):
+        _checks.per_channel(f"moments.{name}", getattr(moments, name), shape)
+    _checks.epsilon_value(epsilon)
+    reduction = Reduction(_checks.reduction_axes(features, x.ndim))
+    weights = None if mask is None else as_weights(_checks.mask_array(mask, x.shape), x)
+    m = Moments(jnp.asarray(moments.mean), jnp.asarray(moments.var), None, moments.remainder)
+    with jax.named_scope("jbn.normalize"):
+        y = _jitted_apply(
+            reduction, x, weights, m, params.get("scale"), params.get("bias"), epsilon
+        )
+    return y.astype(output_dtype(x, dtype))
+
+
+def output_dtype(x: Array, dtype: Any) -> jnp.dtype:
+    """The dtype of y: as asked for, else that of `x`; complex stays complex."""
+    if dtype is None:
+        return x.dtype
+    return jnp.promote_types(dtype, x.dtype) if jnp.iscomplexobj(x) else jnp.dtype(dtype)
+
+
+def gain(var: Array, scale: Array | None, epsilon: Any) -> Array:
+    """a = scale * rsqrt(var + epsilon), per channel."""
+    a = jax.lax.rsqrt(var + jnp.asarray(epsilon, var.dtype))
+    if scale is None:
+        return a
+    dtype = _promote(a, scale)
+    return scale.astype(dtype) * a.astype(dtype)
+
+
+def normalize_batch(
+    reduction: Reduction,
+    x: Array,
+    weights: Array | None,
+    shift: Array | None,
+    scale: Array | None,
+    bias: Array | None,
+    epsilon: Array,
+) -> tuple[Array, Moments]:
+    """`normalize` with the `moments` of `x` itself, as one operation with one derivative rule.
+
+    The composition of the two public functions has the same value. Differentiated as one, a half
+    precision `dx` is rounded once instead of twice, and x is the only large residual.
+    """
+    return _normalize_batch(reduction, x, weights, shift, scale, bias, epsilon)
+
+
+def _promote(*arrays: Array | None) -> jnp.dtype:
+    return functools.reduce(
+        jnp.promote_types, (a.dtype for a in arrays if a is not None), jnp.dtype(jnp.float32)
+    )
+
+
+def _affine(reduction: Reduction, x: Array, m: Moments, scale, bias, epsilon) -> Array:
+    """(x - mean) * a + (bias - remainder * a): the mean is subtracted as a pair, see `Moments`."""
+    a = gain(m.var, scale, epsilon)
+    dtype = _promote(x, m.mean, a, bias)
+
+    def expand(v):
+        return jax.lax.expand_dims(v.astype(dtype), reduction.axes)
+
+    y = (x.astype(dtype) - expand(m.mean)) * expand(a)
+    if m.remainder is not None:
+        correction = m.remainder.astype(dtype) * a.astype(dtype)
+        return y + expand((0 if bias is None else bias.astype(dtype)) - correction)
+    return y if bias is None else y + expand(bias)
+
+
+def _affine_tangent(reduction: Reduction, x, weights, m: Moments, scale, bias, epsilon, t, tangents):
+    """Tangent of `_affine`: a * (t - dmean) + (x - mean) * da + dbias, linear in the tangents.
+
+    With dmean and dvar from `moments_tangent` it transposes into the analytic backward pass: the
+    sums of ct and ct * d, and one elementwise pass over ct and d.
+    """
+    tm, tscale, tbias, tepsilon = tangents
+    a, ta = jax.jvp(gain, (m.var, scale, epsilon), (tm.var, tscale, tepsilon))
+    dtype = _promote(x, m.mean, a, bias)
+
+    def expand(v):
+        return jax.lax.expand_dims(v.astype(dtype), reduction.axes)
+
+    offset = -a.astype(dtype) * (tm.mean.astype(dtype))
+    if tbias is not None:
+        offset = offset + tbias.astype(dtype)
+    d = deviation(reduction, x, weights, m).astype(dtype)
+    ty = d * expand(ta) + expand(offset)
+    return ty if t is None else expand(a) * t.astype(dtype) + ty
+
+
+def _instantiate(primals: Any, tangents: Any) -> Any:
+    """Zeros in place of missing tangents, for the small arrays that they cost nothing for."""
+    return jax.tree.map(
+        lambda p, t: jnp.zeros_like(p) if t is None else t, primals, without_zeros(tangents)
+    )
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
+def _apply(reduction, x, weights, m, scale, bias, epsilon):
+    del weights
+    return _affine(reduction, x, m, scale, bias, epsilon)
+
+
+@functools.partial(_apply.defjvp, symbolic_zeros=True)
+def _apply_jvp(reduction, primals, tangents):
+    x, weights, m, scale, bias, epsilon = primals
+    t = without_zeros(tangents[0])
+    small = _instantiate(primals[2:], tangents[2:])
+
+    @functools.partial(jax.checkpoint, prevent_cse=False)
+    def tangent(x, weights, m, scale, bias, epsilon, t, small):
+        return _affine_tangent(reduction, x, weights, m, scale, bias, epsilon, t, small)
+
+    return _apply(reduction, *primals), tangent(x, weights, m, scale, bias, epsilon, t, small)
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
+def _normalize_batch(reduction, x, weights, shift, scale, bias, epsilon):
+    m = batch_moments(reduction, x, weights, shift)
+    return _affine(reduction, x, m, scale, bias, epsilon), m
+
+
+@functools.partial(_normalize_batch.defjvp, symbolic_zeros=True)
+def _normalize_batch_jvp(reduction, primals, tangents):
+    x, weights, _, scale, bias, epsilon = primals
+    t, tweights = without_zeros(tangents[:2])
+    small = _instantiate(primals[3:], tangents[3:])
+    y, m = _normalize_batch(reduction, *primals)
+
+    # Recomputed in the backward pass, d leaves x itself, in its own dtype, as the one large residual.
+    @functools.partial(jax.checkpoint, prevent_cse=False)
+    def tangent(x, weights, m, scale, bias, epsilon, t, tweights, small):
+        d = deviation(reduction, x, weights, m)
+        t = None if t is None else t.astype(d.dtype)
+        tm = moments_tangent(reduction, d, weights, m, t, tweights)
+        ty = _affine_tangent(
+            reduction, x, weights, m, scale, bias, epsilon, t, (tm, *small)
+        )
+        return ty, tm
+
+    return (y, m), tangent(x, weights, m, scale, bias, epsilon, t, tweights, small)
+
+
+_jitted_apply = jax.jit(_apply, static_argnums=0)

@@ -1,0 +1,84 @@
+"""Running statistics: exponential or cumulative averages of the batches' means and variances."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jbn import _checks
+from jbn._moments import Moments
+
+Array = jax.Array
+
+
+def update_running(
+    batch_stats: Mapping[str, Any],
+    moments: Moments,
+    *,
+    momentum: Any = 0.99,
+    running_variance: _checks.RunningVariance = "biased",
+) -> dict[str, Array]:
+    """Running statistics after one more batch.
+
+        new = momentum * old + (1 - momentum) * batch           (momentum a number)
+        new = old + (batch - old) / count,  count = count + 1   (momentum None)
+
+    for `mean` and `var` alike. `momentum` multiplies the OLD value, as in Flax, Keras, Haiku and
+    Equinox; PyTorch's momentum m is 1 - m here. A channel without samples, or whose batch statistics
+    are not finite, keeps its old values. No gradient flows through the result.
+
+    Args:
+        batch_stats: mapping with "mean" and "var", each (C,), and "count", (C,), for the cumulative
+            average. Their dtypes are kept, except that a complex batch makes a real mean complex.
+        moments: statistics of the batch, from `jbn.moments`.
+        momentum: weight of the old values, in [0, 1]; may be traced (a schedule). None is the
+            cumulative average, the plain mean over all batches so far. Default 0.99.
+        running_variance: "biased" averages sum(d^2) / n (Flax, Keras), "unbiased" sum(d^2) / (n - 1)
+            (PyTorch); where n is 1 or less, both are the biased one. Default "biased".
+
+    Returns:
+        A new dict with the keys of `batch_stats`.
+
+    Raises:
+        ValueError: an argument is not of the form above.
+
+    Example:
+        >>> import jax.numpy as jnp, jbn
+        >>> _, batch_stats = jbn.init(1)
+        >>> m = jbn.moments(jnp.array([[1.], [2.], [3.], [4.], [5.]]))
+        >>> print(jbn.update_running(batch_stats, m, momentum=0.9))
+        {'mean': Array([0.3], dtype=float32), 'var': Array([1.1], dtype=float32)}
+    """
+    _checks.momentum_value(momentum)
+    _checks.choice("running_variance", running_variance, _checks.RunningVariance)
+    _checks.batch_stats_dict(batch_stats, jnp.shape(moments.mean), momentum is None)
+    batch = {"mean": moments.mean, "var": moments.var}
+    n = moments.count
+    if running_variance == "unbiased":
+        if n is None:
+            raise ValueError(
+                "`running_variance='unbiased'` needs the number of samples, got moments with count=None"
+            )
+        batch["var"] = moments.var * jnp.where(n > 1, n / jnp.where(n > 1, n - 1, 1), 1)
+    valid = jnp.isfinite(moments.mean) & jnp.isfinite(moments.var)
+    if n is not None:
+        valid = valid & (n > 0)
+
+    new = {name: jnp.asarray(value) for name, value in batch_stats.items()}
+    if momentum is None:
+        new["count"] = new["count"] + valid.astype(new["count"].dtype)
+    for name, value in batch.items():
+        old = new[name]
+        if jnp.iscomplexobj(value) and not jnp.iscomplexobj(old):
+            old = old.astype(jnp.promote_types(old.dtype, value.dtype))
+        value = value.astype(old.dtype)
+        if momentum is None:
+            seen = jnp.maximum(new["count"], 1).astype(old.dtype)
+            updated = old + (value - old) / seen
+        else:
+            kept = jnp.asarray(momentum, jnp.finfo(old.dtype).dtype)
+            taken = jnp.asarray(1 - momentum, kept.dtype)
+            updated = kept * old + taken * value
+        new[name] = jax.lax.stop_gradient(jnp.where(valid, updated, old))
+    return new
