@@ -1,7 +1,12 @@
 """Batch normalization for JAX: exact, differentiable every way, on one device or many."""
 
+from jbn import linen as linen
+from jbn import nnx as nnx
+from jbn._backward import batch_norm_backward as batch_norm_backward
+from jbn._batch_norm import Norm as Norm
 from jbn._batch_norm import batch_norm as batch_norm
 from jbn._batch_norm import init as init
+from jbn._batch_norm import plain as plain
 from jbn._moments import Moments as Moments
 from jbn._moments import moments as moments
 from jbn._normalize import normalize as normalize

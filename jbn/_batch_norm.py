@@ -7,17 +7,17 @@ Each step is a public function of its own: `jbn.moments`, `jbn.normalize`, `jbn.
 
 import functools
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jbn import _checks, _collectives, ops
+from jbn import _checks, _collectives, _dtypes, ops
 from jbn._moments import Moments, Reduction, as_weights
-from jbn._normalize import normalize, normalize_batch, output_dtype
-from jbn._running import update_running
+from jbn._normalize import normalize, normalize_batch
+from jbn._running import decay, updated
 from jbn.ops.xla import squared
 
 Array = jax.Array
@@ -51,10 +51,10 @@ def init(
     if any(n < 0 for n in shape):
         raise ValueError(f"`features` must not be negative, got {features!r}")
     params = {"scale": jnp.ones(shape, dtype), "bias": jnp.zeros(shape, dtype)}
-    mean_dtype = jnp.promote_types(dtype, jnp.float32)
+    mean_dtype = _dtypes.promote(dtype)
     batch_stats = {
         "mean": jnp.zeros(shape, mean_dtype),
-        "var": jnp.ones(shape, jnp.finfo(mean_dtype).dtype),
+        "var": jnp.ones(shape, _dtypes.real(mean_dtype)),
     }
     if momentum is None:
         batch_stats["count"] = jnp.zeros(shape, jnp.int32)
@@ -148,7 +148,7 @@ def batch_norm(
             _checks.warn_if_single(math.prod(x.shape[a] for a in axes))
     if mask is not None:
         mask = _checks.mask_array(mask, x.shape)
-    out = output_dtype(x, dtype)
+    out = _dtypes.output(x, dtype)
     if out in (jnp.float64, jnp.complex128):
         x = x.astype(out)
     batch_stats = {name: jnp.asarray(value) for name, value in batch_stats.items()}
@@ -156,7 +156,7 @@ def batch_norm(
     def training(batch_stats):
         reduction = Reduction(axes, axis_name, groups, implementation)
         return _train(
-            reduction, running_variance, out, x, params, batch_stats, mask, momentum, epsilon
+            reduction, running_variance, out, x, params, batch_stats, mask, decay(momentum), epsilon
         )
 
     def inference(batch_stats):
@@ -173,7 +173,7 @@ def batch_norm(
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
-def _train(reduction, running_variance, dtype, x, params, batch_stats, mask, momentum, epsilon):
+def _train(reduction, running_variance, dtype, x, params, batch_stats, mask, decays, epsilon):
     weights = None if mask is None else as_weights(mask, x)
     # In a steady state the running mean is near the batch's: summing about it spares badly centred
     # channels a second pass. Well centred ones are summed as they are.
@@ -182,7 +182,20 @@ def _train(reduction, running_variance, dtype, x, params, batch_stats, mask, mom
     y, m = normalize_batch(
         reduction, x, weights, shift, params.get("scale"), params.get("bias"), epsilon
     )
-    batch_stats = update_running(
-        batch_stats, m, momentum=momentum, running_variance=running_variance
-    )
-    return y.astype(dtype), batch_stats
+    return y.astype(dtype), updated(batch_stats, m, decays, running_variance)
+
+
+class Norm(NamedTuple):
+    """A norm as a pair of pure functions, after optax: what the Flax layers take as `norm`.
+
+    Attributes:
+        init: `init(features, *, dtype, momentum) -> (params, batch_stats)`, as `jbn.init`.
+        apply: `apply(x, params, batch_stats, *, train, ...) -> (y, batch_stats)`, with the keywords
+            of `jbn.batch_norm`.
+    """
+
+    init: Callable[..., tuple[dict[str, Array], dict[str, Array]]]
+    apply: Callable[..., tuple[Array, dict[str, Array]]]
+
+
+plain = Norm(init, batch_norm)

@@ -83,12 +83,12 @@ def params_dict(params: Any, shape: tuple[int, ...]) -> None:
         per_channel(f"params['{name}']", value, shape)
 
 
-def batch_stats_dict(
-    batch_stats: Any, shape: tuple[int, ...], cumulative: bool
-) -> None:
+def batch_stats_dict(batch_stats: Any, shape: tuple[int, ...], cumulative: bool) -> None:
     """`batch_stats` holds `mean` and `var`, and `count` where the average is cumulative."""
     if not isinstance(batch_stats, Mapping) or not {"mean", "var"} <= set(batch_stats):
-        got = sorted(batch_stats) if isinstance(batch_stats, Mapping) else type(batch_stats).__name__
+        got = (
+            sorted(batch_stats) if isinstance(batch_stats, Mapping) else type(batch_stats).__name__
+        )
         raise ValueError(
             f"`batch_stats` must be a mapping with 'mean' and 'var', as jbn.init(features) makes it, "
             f"got {got}"

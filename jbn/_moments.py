@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
 
-from jbn import _checks, _collectives, ops
+from jbn import _checks, _collectives, _dtypes, ops
 from jbn.ops.xla import safe_divide, squared
 
 Array = jax.Array
@@ -100,7 +100,9 @@ def moments(
     ops.select(implementation)
     if axis_name is not None:
         _collectives.require_axis(axis_name, groups)
-    reduction = Reduction(_checks.reduction_axes(features, x.ndim), axis_name, groups, implementation)
+    reduction = Reduction(
+        _checks.reduction_axes(features, x.ndim), axis_name, groups, implementation
+    )
     weights = None if mask is None else as_weights(_checks.mask_array(mask, x.shape), x)
     if shift is not None:
         _checks.per_channel("shift", shift, shape)
@@ -111,19 +113,14 @@ def moments(
 
 def as_weights(mask: Array, x: Array) -> Array:
     """The mask as weights in the real dtype of the statistics."""
-    return mask.astype(jnp.finfo(compute_dtype(x)).dtype)
-
-
-def compute_dtype(x: Array) -> jnp.dtype:
-    """The dtype of the arithmetic: that of `x`, float32 at least."""
-    return jnp.promote_types(x.dtype, jnp.float32)
+    return mask.astype(_dtypes.real(_dtypes.promote(x.dtype)))
 
 
 def batch_moments(
     reduction: Reduction, x: Array, weights: Array | None, shift: Array | None
 ) -> Moments:
     """The forward pass of `moments`, on checked arguments and without a derivative rule."""
-    x = x.astype(compute_dtype(x))
+    x = x.astype(_dtypes.promote(x.dtype))
     count = _count(reduction, x, weights)
     if shift is None:
         shift = jnp.zeros(count.shape, x.dtype)
@@ -139,7 +136,7 @@ def batch_moments(
 
 def deviation(reduction: Reduction, x: Array, weights: Array | None, m: Moments) -> Array:
     """x minus the exact mean; 0 where a masked x is not finite, so that it poisons no sum."""
-    x = x.astype(compute_dtype(x))
+    x = x.astype(_dtypes.promote(x.dtype))
     d = x - jax.lax.expand_dims(m.mean, reduction.axes)
     if m.remainder is not None:
         d = d - jax.lax.expand_dims(m.remainder, reduction.axes)
@@ -202,7 +199,7 @@ def _count(reduction: Reduction, x: Array, weights: Array | None) -> Array:
         return _local_count(reduction, x.shape, weights)
     features = tuple(n for a, n in enumerate(x.shape) if a not in reduction.axes)
     samples = math.prod(x.shape[a] for a in reduction.axes)
-    return jnp.full(features, samples, jnp.finfo(x.dtype).dtype)
+    return jnp.full(features, samples, _dtypes.real(x.dtype))
 
 
 def _merge(reduction: Reduction, local: Moments) -> Moments:

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jbn import _checks
+from jbn import _checks, _dtypes
 from jbn._moments import (
     Moments,
     Reduction,
@@ -75,14 +75,7 @@ def normalize(
         y = _jitted_apply(
             reduction, x, weights, m, params.get("scale"), params.get("bias"), epsilon
         )
-    return y.astype(output_dtype(x, dtype))
-
-
-def output_dtype(x: Array, dtype: Any) -> jnp.dtype:
-    """The dtype of y: as asked for, else that of `x`; complex stays complex."""
-    if dtype is None:
-        return x.dtype
-    return jnp.promote_types(dtype, x.dtype) if jnp.iscomplexobj(x) else jnp.dtype(dtype)
+    return y.astype(_dtypes.output(x, dtype))
 
 
 def gain(var: Array, scale: Array | None, epsilon: Any) -> Array:
@@ -112,9 +105,7 @@ def normalize_batch(
 
 
 def _promote(*arrays: Array | None) -> jnp.dtype:
-    return functools.reduce(
-        jnp.promote_types, (a.dtype for a in arrays if a is not None), jnp.dtype(jnp.float32)
-    )
+    return _dtypes.promote(*(a.dtype for a in arrays if a is not None))
 
 
 def _affine(reduction: Reduction, x: Array, m: Moments, scale, bias, epsilon) -> Array:
@@ -132,7 +123,9 @@ def _affine(reduction: Reduction, x: Array, m: Moments, scale, bias, epsilon) ->
     return y if bias is None else y + expand(bias)
 
 
-def _affine_tangent(reduction: Reduction, x, weights, m: Moments, scale, bias, epsilon, t, tangents):
+def _affine_tangent(
+    reduction: Reduction, x, weights, m: Moments, scale, bias, epsilon, t, tangents
+):
     """Tangent of `_affine`: a * (t - dmean) + (x - mean) * da + dbias, linear in the tangents.
 
     With dmean and dvar from `moments_tangent` it transposes into the analytic backward pass: the
@@ -198,9 +191,7 @@ def _normalize_batch_jvp(reduction, primals, tangents):
         d = deviation(reduction, x, weights, m)
         t = None if t is None else t.astype(d.dtype)
         tm = moments_tangent(reduction, d, weights, m, t, tweights)
-        ty = _affine_tangent(
-            reduction, x, weights, m, scale, bias, epsilon, t, (tm, *small)
-        )
+        ty = _affine_tangent(reduction, x, weights, m, scale, bias, epsilon, t, (tm, *small))
         return ty, tm
 
     return (y, m), tangent(x, weights, m, scale, bias, epsilon, t, tweights, small)

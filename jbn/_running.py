@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jbn import _checks
+from jbn import _checks, _dtypes
 from jbn._moments import Moments
 
 Array = jax.Array
@@ -53,6 +53,21 @@ def update_running(
     _checks.momentum_value(momentum)
     _checks.choice("running_variance", running_variance, _checks.RunningVariance)
     _checks.batch_stats_dict(batch_stats, jnp.shape(moments.mean), momentum is None)
+    return updated(batch_stats, moments, decay(momentum), running_variance)
+
+
+def decay(momentum: Any) -> tuple[Any, Any] | None:
+    """Weights of the old and the new value; 1 - momentum is taken before it is rounded to float32."""
+    return None if momentum is None else (momentum, 1 - momentum)
+
+
+def updated(
+    batch_stats: Mapping[str, Any],
+    moments: Moments,
+    weights: tuple[Any, Any] | None,
+    running_variance: _checks.RunningVariance,
+) -> dict[str, Array]:
+    """`update_running` on checked arguments, with `decay(momentum)` for the momentum."""
     batch = {"mean": moments.mean, "var": moments.var}
     n = moments.count
     if running_variance == "unbiased":
@@ -66,19 +81,17 @@ def update_running(
         valid = valid & (n > 0)
 
     new = {name: jnp.asarray(value) for name, value in batch_stats.items()}
-    if momentum is None:
+    if weights is None:
         new["count"] = new["count"] + valid.astype(new["count"].dtype)
     for name, value in batch.items():
         old = new[name]
         if jnp.iscomplexobj(value) and not jnp.iscomplexobj(old):
-            old = old.astype(jnp.promote_types(old.dtype, value.dtype))
+            old = old.astype(_dtypes.promote(old.dtype, value.dtype))
         value = value.astype(old.dtype)
-        if momentum is None:
-            seen = jnp.maximum(new["count"], 1).astype(old.dtype)
-            updated = old + (value - old) / seen
+        if weights is None:
+            average = old + (value - old) / jnp.maximum(new["count"], 1).astype(old.dtype)
         else:
-            kept = jnp.asarray(momentum, jnp.finfo(old.dtype).dtype)
-            taken = jnp.asarray(1 - momentum, kept.dtype)
-            updated = kept * old + taken * value
-        new[name] = jax.lax.stop_gradient(jnp.where(valid, updated, old))
+            kept, taken = (jnp.asarray(w, _dtypes.real(old.dtype)) for w in weights)
+            average = kept * old + taken * value
+        new[name] = jax.lax.stop_gradient(jnp.where(valid, average, old))
     return new

@@ -1,0 +1,98 @@
+"""The analytic backward pass as a plain function: what `jax.grad` of `jbn.batch_norm` computes."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jbn import _checks, _collectives
+from jbn._moments import Moments, Reduction, as_weights, deviation
+from jbn._normalize import gain
+from jbn.ops.xla import safe_divide
+
+Array = jax.Array
+
+
+def batch_norm_backward(
+    dy: Any,
+    x: Any,
+    params: Mapping[str, Any],
+    moments: Moments,
+    *,
+    axis: _checks.Axis = -1,
+    epsilon: Any = 1e-5,
+    mask: Any = None,
+    axis_name: _checks.AxisName | None = None,
+    axis_index_groups: _checks.AxisIndexGroups | None = None,
+) -> tuple[Array, dict[str, Array]]:
+    """Cotangents of `x` and `params` in training, from the cotangent of the output.
+
+        d      = x - mean;  n = count;  rstd = rsqrt(var + epsilon)
+        dbias  = sum(dy)
+        dscale = rstd * sum(dy * d)
+        dx     = scale * rstd * (dy - w * (sum(dy) / n + d * rstd^2 * sum(dy * d) / n))
+
+    with w the mask (all ones by default). `jbn.batch_norm` does not call this function: its
+    derivative rule transposes into these lines, and the tests hold the two against each other. It is
+    for reading, and for writing a backward pass by hand.
+
+    Args:
+        dy: cotangent of y, of the shape of `x`.
+        x: the input of the forward pass.
+        params: as in the forward pass; cotangents are returned for what it holds.
+        moments: `jbn.moments` of `x` with the same `axis`, `mask` and `axis_name`.
+        axis, epsilon, mask, axis_name, axis_index_groups: as in `jbn.batch_norm`. With `axis_name`
+            the sums in `dx` are over all devices, those of `params` over this device's samples.
+
+    Returns:
+        dx: of the shape and dtype of `x`.
+        dparams: dict with the keys, shapes and dtypes of `params`.
+
+    Raises:
+        ValueError, TypeError: an argument is not of the form above.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, jbn
+        >>> x, dy = jnp.array([[1.], [2.], [4.]]), jnp.array([[1.], [0.], [0.]])
+        >>> params, batch_stats = jbn.init(1)
+        >>> dx, dparams = jbn.batch_norm_backward(dy, x, params, jbn.moments(x))
+        >>> _, vjp = jax.vjp(lambda x: jbn.batch_norm(x, params, batch_stats, train=True)[0], x)
+        >>> bool(jnp.allclose(dx, vjp(dy)[0], atol=1e-6))
+        True
+    """
+    x = _checks.input_array(x)
+    features = _checks.feature_axes(axis, x.ndim)
+    shape = tuple(x.shape[a] for a in features)
+    _checks.params_dict(params, shape)
+    _checks.epsilon_value(epsilon)
+    for name in ("mean", "var", "count"):
+        _checks.per_channel(f"moments.{name}", getattr(moments, name), shape)
+    if jnp.shape(dy) != x.shape:
+        raise ValueError(f"`dy` must have the shape of `x`, {x.shape}, got {jnp.shape(dy)}")
+    groups = _checks.index_groups(axis_index_groups, axis_name)
+    reduction = Reduction(_checks.reduction_axes(features, x.ndim), axis_name, groups)
+    weights = None if mask is None else as_weights(_checks.mask_array(mask, x.shape), x)
+    assert moments.count is not None
+
+    def expand(v):
+        return jax.lax.expand_dims(v, reduction.axes)
+
+    d = deviation(reduction, x, weights, moments)
+    dy = jnp.asarray(dy).astype(d.dtype)
+    sum_dy = jnp.sum(dy, reduction.axes)
+    sum_dy_d = jnp.sum(jnp.real(dy * d), reduction.axes)
+    rstd = gain(moments.var, None, epsilon)
+    dparams = {"scale": rstd * sum_dy_d, "bias": sum_dy}
+    dparams = {name: dparams[name].astype(jnp.result_type(p)) for name, p in params.items()}
+
+    if axis_name is not None:
+        _collectives.require_axis(axis_name, groups)
+        sum_dy, sum_dy_d = _collectives.psum((sum_dy, sum_dy_d), axis_name, groups)
+    projection = expand(safe_divide(sum_dy, moments.count)) + jnp.conj(d) * expand(
+        rstd**2 * safe_divide(sum_dy_d, moments.count)
+    )
+    if weights is not None:
+        projection = weights * projection
+    a = gain(moments.var, params.get("scale"), epsilon)
+    return (expand(a).astype(d.dtype) * (dy - projection)).astype(x.dtype), dparams

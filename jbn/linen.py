@@ -1,0 +1,129 @@
+"""`flax.linen.BatchNorm` by a change of import: the same fields, variables and checkpoints."""
+
+import warnings
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from flax.linen import dtypes
+from flax.typing import Axes, Dtype, Initializer
+
+from jbn import _checks, _dtypes
+from jbn._batch_norm import Norm, plain
+
+
+class BatchNorm(nn.Module):
+    """Batch normalization layer; what it computes is documented at `jbn.batch_norm`.
+
+    The variables are Flax's: `params/{scale,bias}` and `batch_stats/{mean,var}`. While initializing,
+    the statistics are not updated and `axis_name` need not exist.
+
+    Attributes:
+        use_running_average: normalize with the running statistics; give it here or in the call.
+        axis, momentum, epsilon, axis_name, axis_index_groups: see `jbn.batch_norm`; `momentum=None`
+            is the cumulative average and adds `batch_stats/count`.
+        dtype: dtype of the output. Default: promoted from the input and the parameters.
+        param_dtype: dtype of the parameters.
+        use_bias, use_scale: whether there is a bias, a scale.
+        bias_init, scale_init: their initializers.
+        use_fast_variance, force_float32_reductions: accepted and without effect: the statistics are
+            exact, and in float32 at least, either way.
+        running_variance: see `jbn.update_running`.
+        norm: the norm to apply, a `jbn.Norm`. Default: `jbn.plain`.
+        mean_init, var_init: initializers of the running statistics, called without a random key.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, jbn
+        >>> layer = jbn.linen.BatchNorm(use_running_average=False)
+        >>> x = jnp.array([[1.], [2.], [3.], [4.], [5.]])
+        >>> variables = layer.init(jax.random.key(0), x)
+        >>> y, updated = layer.apply(variables, x, mutable=["batch_stats"])
+        >>> print(y.round(2).ravel(), updated["batch_stats"]["mean"])
+        [-1.41 -0.71  0.    0.71  1.41] [0.03]
+    """
+
+    use_running_average: bool | None = None
+    axis: Axes = -1
+    momentum: Any = 0.99
+    epsilon: float = 1e-5
+    dtype: Dtype | None = None
+    param_dtype: Dtype = jnp.float32
+    use_bias: bool = True
+    use_scale: bool = True
+    bias_init: Initializer = nn.initializers.zeros
+    scale_init: Initializer = nn.initializers.ones
+    axis_name: Any = None
+    axis_index_groups: Any = None
+    use_fast_variance: bool = True
+    force_float32_reductions: bool = True
+    running_variance: _checks.RunningVariance = "biased"
+    norm: Norm = plain
+    mean_init: Initializer = nn.initializers.zeros
+    var_init: Initializer = nn.initializers.ones
+
+    @nn.compact
+    def __call__(
+        self, x: Any, use_running_average: bool | None = None, *, mask: Any = None
+    ) -> jax.Array:
+        """Normalizes `x`.
+
+        Args:
+            x: see `jbn.batch_norm`.
+            use_running_average: as the field; give one of the two.
+            mask: see `jbn.batch_norm`.
+
+        Returns:
+            y of the shape of `x`; the running statistics are updated in place in training.
+        """
+        use_running_average = nn.merge_param(
+            "use_running_average", self.use_running_average, use_running_average
+        )
+        x = jnp.asarray(x)
+        shape = tuple(x.shape[a] for a in _checks.feature_axes(self.axis, x.ndim))
+        params, batch_stats = self.norm.init(shape, dtype=self.param_dtype, momentum=self.momentum)
+
+        stats_dtype = _dtypes.promote(x.dtype)
+        stats_inits = {
+            "mean": lambda s: self.mean_init(None, s, stats_dtype),
+            "var": lambda s: self.var_init(None, s, _dtypes.real(stats_dtype)),
+        }
+        variables = {}
+        for name, value in batch_stats.items():
+            init = stats_inits.get(name, lambda s, value=value: value)
+            variables[name] = self.variable("batch_stats", name, init, value.shape)
+
+        used = {"scale": self.use_scale, "bias": self.use_bias}
+        inits = {"scale": self.scale_init, "bias": self.bias_init}
+        params = {
+            name: self.param(
+                name,
+                inits.get(name, lambda key, s, dtype, value=value: value),
+                value.shape,
+                self.param_dtype,
+            )
+            for name, value in params.items()
+            if used.get(name, True)
+        }
+        initializing = self.is_initializing()
+        with warnings.catch_warnings():
+            if initializing:
+                warnings.filterwarnings("ignore", ".*one value per channel")
+            y, updated = self.norm.apply(
+                x,
+                params,
+                {name: variable.value for name, variable in variables.items()},
+                train=not use_running_average,
+                axis=self.axis,
+                momentum=self.momentum,
+                epsilon=self.epsilon,
+                mask=mask,
+                axis_name=None if initializing else self.axis_name,
+                axis_index_groups=None if initializing else self.axis_index_groups,
+                running_variance=self.running_variance,
+                dtype=dtypes.canonicalize_dtype(x, *params.values(), dtype=self.dtype),
+            )
+        if not use_running_average and not initializing:
+            for name, variable in variables.items():
+                variable.value = updated[name]
+        return y
