@@ -22,9 +22,7 @@ def feature_axes(axis: Axis, ndim: int) -> tuple[int, ...]:
     try:
         axes = tuple(operator.index(a) for a in axes)
     except TypeError:
-        raise TypeError(
-            f"`axis` must be an integer or a sequence of integers, got {axis!r}"
-        ) from None
+        raise TypeError(f"`axis` must be an integer or a sequence of integers, got {axis!r}") from None
     for a in axes:
         if not -ndim <= a < ndim:
             raise ValueError(
@@ -86,9 +84,7 @@ def params_dict(params: Any, shape: tuple[int, ...]) -> None:
 def batch_stats_dict(batch_stats: Any, shape: tuple[int, ...], cumulative: bool) -> None:
     """`batch_stats` holds `mean` and `var`, and `count` where the average is cumulative."""
     if not isinstance(batch_stats, Mapping) or not {"mean", "var"} <= set(batch_stats):
-        got = (
-            sorted(batch_stats) if isinstance(batch_stats, Mapping) else type(batch_stats).__name__
-        )
+        got = sorted(batch_stats) if isinstance(batch_stats, Mapping) else type(batch_stats).__name__
         raise ValueError(
             f"`batch_stats` must be a mapping with 'mean' and 'var', as jbn.init(features) makes it, "
             f"got {got}"

@@ -100,9 +100,7 @@ def moments(
     ops.select(implementation)
     if axis_name is not None:
         _collectives.require_axis(axis_name, groups)
-    reduction = Reduction(
-        _checks.reduction_axes(features, x.ndim), axis_name, groups, implementation
-    )
+    reduction = Reduction(_checks.reduction_axes(features, x.ndim), axis_name, groups, implementation)
     weights = None if mask is None else as_weights(_checks.mask_array(mask, x.shape), x)
     if shift is not None:
         _checks.per_channel("shift", shift, shape)

@@ -72,9 +72,7 @@ def normalize(
     weights = None if mask is None else as_weights(_checks.mask_array(mask, x.shape), x)
     m = Moments(jnp.asarray(moments.mean), jnp.asarray(moments.var), None, moments.remainder)
     with jax.named_scope("jbn.normalize"):
-        y = _jitted_apply(
-            reduction, x, weights, m, params.get("scale"), params.get("bias"), epsilon
-        )
+        y = _jitted_apply(reduction, x, weights, m, params.get("scale"), params.get("bias"), epsilon)
     return y.astype(_dtypes.output(x, dtype))
 
 
@@ -123,9 +121,7 @@ def _affine(reduction: Reduction, x: Array, m: Moments, scale, bias, epsilon) ->
     return y if bias is None else y + expand(bias)
 
 
-def _affine_tangent(
-    reduction: Reduction, x, weights, m: Moments, scale, bias, epsilon, t, tangents
-):
+def _affine_tangent(reduction: Reduction, x, weights, m: Moments, scale, bias, epsilon, t, tangents):
     """Tangent of `_affine`: a * (t - dmean) + (x - mean) * da + dbias, linear in the tangents.
 
     With dmean and dvar from `moments_tangent` it transposes into the analytic backward pass: the

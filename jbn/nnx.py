@@ -10,7 +10,7 @@ from flax import nnx
 from flax.nnx.nn import dtypes
 from flax.typing import Axes, Dtype, Initializer
 
-from jbn import _checks, _dtypes
+from jbn import _checks
 from jbn._batch_norm import Norm, plain
 
 _NO_METADATA: Mapping[str, Any] = MappingProxyType({})
