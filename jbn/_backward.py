@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jbn import _checks, _collectives
 from jbn._moments import Moments, Reduction, as_weights, deviation
 from jbn._normalize import gain
-from jbn.ops.xla import safe_divide
+from jbn.ops.xla import safe_divide, weighted
 
 Array = jax.Array
 
@@ -84,15 +84,17 @@ def batch_norm_backward(
     sum_dy_d = jnp.sum(jnp.real(dy * d), reduction.axes)
     rstd = gain(moments.var, None, epsilon)
     dparams = {"scale": rstd * sum_dy_d, "bias": sum_dy}
-    dparams = {name: dparams[name].astype(jnp.result_type(p)) for name, p in params.items()}
+    dparams = {
+        name: (dparams[name] if jnp.iscomplexobj(p) else dparams[name].real).astype(jnp.result_type(p))
+        for name, p in params.items()
+    }
 
     if axis_name is not None:
         _collectives.require_axis(axis_name, groups)
         sum_dy, sum_dy_d = _collectives.psum((sum_dy, sum_dy_d), axis_name, groups)
-    projection = expand(safe_divide(sum_dy, moments.count)) + jnp.conj(d) * expand(
-        rstd**2 * safe_divide(sum_dy_d, moments.count)
-    )
+    slope = expand(rstd**2 * safe_divide(sum_dy_d, moments.count)).astype(d.dtype)
+    projection = expand(safe_divide(sum_dy, moments.count)) + jnp.conj(d) * slope
     if weights is not None:
-        projection = weights * projection
+        projection = weighted(weights, projection)
     a = gain(moments.var, params.get("scale"), epsilon)
     return (expand(a).astype(d.dtype) * (dy - projection)).astype(x.dtype), dparams

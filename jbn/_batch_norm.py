@@ -18,7 +18,6 @@ from jbn import _checks, _collectives, _dtypes, ops
 from jbn._moments import Moments, Reduction, as_weights
 from jbn._normalize import normalize, normalize_batch
 from jbn._running import decay, updated
-from jbn.ops.xla import squared
 
 Array = jax.Array
 
@@ -175,13 +174,7 @@ def batch_norm(
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
 def _train(reduction, running_variance, dtype, x, params, batch_stats, mask, decays, epsilon):
     weights = None if mask is None else as_weights(mask, x)
-    # In a steady state the running mean is near the batch's: summing about it spares badly centred
-    # channels a second pass. Well centred ones are summed as they are.
-    mean, var = batch_stats["mean"], batch_stats["var"]
-    shift = jnp.where(squared(mean) > var / 4, mean, 0)
-    y, m = normalize_batch(
-        reduction, x, weights, shift, params.get("scale"), params.get("bias"), epsilon
-    )
+    y, m = normalize_batch(reduction, x, weights, params.get("scale"), params.get("bias"), epsilon)
     return y.astype(dtype), updated(batch_stats, m, decays, running_variance)
 
 

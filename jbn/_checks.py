@@ -9,6 +9,7 @@ from typing import Any, Literal, get_args
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 Axis = int | Sequence[int]
 AxisName = str | tuple[str, ...]
@@ -56,11 +57,11 @@ def input_array(x: Any) -> jax.Array:
 
 def per_channel(name: str, value: Any, shape: tuple[int, ...]) -> None:
     """One value per channel: the shape must be that of the feature axes of `x`."""
-    if jnp.shape(value) != shape:
+    got = None if value is None else jnp.shape(value)
+    if got != shape:
         raise ValueError(
-            f"`{name}` must have the shape of the feature axes of `x`, {shape}, got "
-            f"{jnp.shape(value)}; pass the `axis` that holds the features, or initialize with the "
-            f"right number of features"
+            f"`{name}` must have the shape of the feature axes of `x`, {shape}, got {got}; pass the "
+            f"`axis` that holds the features, or initialize with the right number of features"
         )
 
 
@@ -100,7 +101,7 @@ def batch_stats_dict(batch_stats: Any, shape: tuple[int, ...], cumulative: bool)
 
 def epsilon_value(epsilon: Any) -> None:
     """`epsilon` is positive; a traced one cannot be looked at."""
-    if isinstance(epsilon, jax.core.Tracer):
+    if isinstance(epsilon, Tracer):
         return
     if not float(epsilon) > 0 or not math.isfinite(epsilon):
         raise ValueError(
@@ -111,7 +112,7 @@ def epsilon_value(epsilon: Any) -> None:
 
 def momentum_value(momentum: Any) -> None:
     """`momentum` lies in [0, 1] or is None; a traced one cannot be looked at."""
-    if momentum is None or isinstance(momentum, jax.core.Tracer):
+    if momentum is None or isinstance(momentum, Tracer):
         return
     if not 0.0 <= float(momentum) <= 1.0:
         raise ValueError(
@@ -166,7 +167,9 @@ def choice(name: str, value: Any, literal: Any) -> None:
 
 def train_flag(train: Any) -> None:
     """`train` is a bool, or a traced or concrete boolean scalar."""
-    if jnp.shape(train) != () or jnp.result_type(train) != jnp.bool_:
+    if isinstance(train, (bool, np.bool_)):
+        return
+    if getattr(train, "shape", None) != () or getattr(train, "dtype", None) != jnp.bool_:
         raise TypeError(f"`train` must be a bool or a boolean scalar array, got {train!r}")
 
 

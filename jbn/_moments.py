@@ -1,5 +1,6 @@
 """Mean, variance and count of every channel: over axes, under a mask, across devices."""
 
+import dataclasses
 import functools
 import math
 from typing import Any, NamedTuple
@@ -9,12 +10,14 @@ import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
 
 from jbn import _checks, _collectives, _dtypes, ops
-from jbn.ops.xla import safe_divide, squared
+from jbn.ops.xla import safe_divide, squared, weighted
 
 Array = jax.Array
 
 
-class Moments(NamedTuple):
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Moments:
     """Statistics of a batch, one value per channel, float32 at least.
 
     Attributes:
@@ -25,10 +28,10 @@ class Moments(NamedTuple):
             `(x - mean) - remainder` is exact where `x - mean` has lost three digits.
     """
 
-    mean: Array
-    var: Array
-    count: Array | None = None
-    remainder: Array | None = None
+    mean: Any
+    var: Any
+    count: Any = None
+    remainder: Any = None
 
 
 class Reduction(NamedTuple):
@@ -47,7 +50,6 @@ def moments(
     mask: Any = None,
     axis_name: _checks.AxisName | None = None,
     axis_index_groups: _checks.AxisIndexGroups | None = None,
-    shift: Any = None,
     implementation: ops.Implementation | None = None,
 ) -> Moments:
     """Weighted mean and biased variance of every channel, exact whatever the mean.
@@ -57,9 +59,9 @@ def moments(
         var   = sum(w * |x - mean|^2) / count
 
     with w the mask (all ones by default) and the sums over all axes but `axis`, and over all devices
-    of `axis_name`. The variance is never taken as E[x^2] - E[x]^2 of badly centred data: the sums
-    are about a shift within about a deviation of the mean, and the devices' results are merged by
-    their counts, means and squared deviations.
+    of `axis_name`. The variance is E[x^2] - E[x]^2 only where no mean exceeds its deviation, so that
+    nothing is lost; else it is taken about the mean. The devices' results are merged by their counts,
+    means and squared deviations.
 
     A channel without samples has mean 0, variance 0 and count 0. A channel with a NaN or inf that is
     not masked has mean and variance NaN; the other channels are not affected.
@@ -72,8 +74,6 @@ def moments(
         axis_name: name, or tuple of names, of mapped axes whose devices share the statistics.
         axis_index_groups: lists of device indices that share statistics among themselves only;
             every index once, sizes may differ. Works under every transformation, vmap included.
-        shift: (C,) values near the means, if known: the running means, say. Changes the speed on a
-            CPU, never the result. Default None, which is 0.
         implementation: None (the default implementation) or "xla".
 
     Returns:
@@ -95,18 +95,14 @@ def moments(
     """
     x = _checks.input_array(x)
     features = _checks.feature_axes(axis, x.ndim)
-    shape = tuple(x.shape[a] for a in features)
     groups = _checks.index_groups(axis_index_groups, axis_name)
     ops.select(implementation)
     if axis_name is not None:
         _collectives.require_axis(axis_name, groups)
     reduction = Reduction(_checks.reduction_axes(features, x.ndim), axis_name, groups, implementation)
     weights = None if mask is None else as_weights(_checks.mask_array(mask, x.shape), x)
-    if shift is not None:
-        _checks.per_channel("shift", shift, shape)
-        shift = jnp.asarray(shift)
     with jax.named_scope("jbn.moments"):
-        return _jitted_moments(reduction, x, weights, shift)
+        return _jitted_moments(reduction, x, weights)
 
 
 def as_weights(mask: Array, x: Array) -> Array:
@@ -114,19 +110,14 @@ def as_weights(mask: Array, x: Array) -> Array:
     return mask.astype(_dtypes.real(_dtypes.promote(x.dtype)))
 
 
-def batch_moments(
-    reduction: Reduction, x: Array, weights: Array | None, shift: Array | None
-) -> Moments:
+def batch_moments(reduction: Reduction, x: Array, weights: Array | None) -> Moments:
     """The forward pass of `moments`, on checked arguments and without a derivative rule."""
     x = x.astype(_dtypes.promote(x.dtype))
     count = _count(reduction, x, weights)
-    if shift is None:
-        shift = jnp.zeros(count.shape, x.dtype)
-    shift = jax.lax.stop_gradient(jnp.where(jnp.isfinite(shift), shift, 0).astype(x.dtype))
     if weights is not None:
         x = jnp.where(weights > 0, x, 0)
     op = ops.select(reduction.implementation)
-    mean, remainder, var = op.moments(x, weights, count, shift, reduction.axes)
+    mean, remainder, var = op.moments(x, weights, count, reduction.axes)
     if reduction.axis_name is not None:
         return _merge(reduction, Moments(mean, var, count, remainder))
     return Moments(mean, var, count, remainder)
@@ -156,18 +147,21 @@ def moments_tangent(
         dmean = (sum(w * t) + sum(dw * d)) / count
         dvar  = (sum(2 * w * d * t) + sum(dw * (d^2 - var))) / count
 
-    Its transpose is the moments' share of the analytic backward pass.
+    Its transpose is the moments' share of the analytic backward pass. All None where both are.
     """
+    if t is None and tweights is None:
+        return Moments(None, None, None, None)
     axes = reduction.axes
+    assert m.count is not None
     first, second = jnp.zeros_like(m.mean), jnp.zeros_like(m.var)
-    tcount = jnp.zeros_like(m.var)
+    tcount = jnp.zeros_like(m.count)
     if t is not None:
-        wt = t if weights is None else weights * t
+        wt = weighted(weights, t)
         first = jnp.sum(wt, axes)
         second = jnp.sum(2 * _real_product(d, wt), axes)
     if tweights is not None:
         centred = squared(d) - jax.lax.expand_dims(m.var, axes)
-        first = first + jnp.sum(tweights * d, axes)
+        first = first + jnp.sum(weighted(tweights, d), axes)
         second = second + jnp.sum(tweights * centred, axes)
         tcount = _local_count(reduction, d.shape, tweights)
     if reduction.axis_name is not None:
@@ -211,12 +205,12 @@ def _merge(reduction: Reduction, local: Moments) -> Moments:
     count = local.count
     chosen = _collectives.is_first(axis_name, groups) & (count > 0)
     mean = jnp.where(count > 0, local.mean, 0)
-    total, weighted, reference, referenced = _collectives.psum(
-        (count, count * mean, jnp.where(chosen, mean, 0), chosen.astype(count.dtype)),
+    total, summed, reference, referenced = _collectives.psum(
+        (count, weighted(count, mean), jnp.where(chosen, mean, 0), chosen.astype(count.dtype)),
         axis_name,
         groups,
     )
-    anchor = safe_divide(weighted, total)
+    anchor = safe_divide(summed, total)
     # One device's own mean, passed on exactly, serves as well as the rounded mean of means, and is
     # what makes one value repeated on all devices come out as exactly that value.
     near = jnp.abs(reference - anchor) <= 8 * jnp.finfo(count.dtype).eps * jnp.abs(anchor)
@@ -224,7 +218,7 @@ def _merge(reduction: Reduction, local: Moments) -> Moments:
     anchor = jnp.where(jnp.isfinite(anchor), anchor, 0)
     offset = (mean - anchor) + local.remainder
     offset, var = _collectives.psum(
-        (count * offset, count * (local.var + squared(offset))), axis_name, groups
+        (weighted(count, offset), count * (local.var + squared(offset))), axis_name, groups
     )
     offset = safe_divide(offset, total)
     offset = jnp.where(jnp.isfinite(offset), offset, jnp.nan)
@@ -234,17 +228,15 @@ def _merge(reduction: Reduction, local: Moments) -> Moments:
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
-def _moments(reduction, x, weights, shift):
-    return batch_moments(reduction, x, weights, shift)
+def _moments(reduction, x, weights):
+    return batch_moments(reduction, x, weights)
 
 
 @functools.partial(_moments.defjvp, symbolic_zeros=True)
 def _moments_jvp(reduction, primals, tangents):
-    x, weights, shift = primals
-    t, tweights = without_zeros(tangents[:2])
-    m = _moments(reduction, x, weights, shift)
-    if t is None and tweights is None:
-        return m, jax.tree.map(jnp.zeros_like, m)
+    x, weights = primals
+    t, tweights = without_zeros(tangents)
+    m = _moments(reduction, x, weights)
 
     # Recomputed in the backward pass, d leaves x itself, in its own dtype, as the one large residual.
     @functools.partial(jax.checkpoint, prevent_cse=False)
@@ -253,7 +245,12 @@ def _moments_jvp(reduction, primals, tangents):
         t = None if t is None else t.astype(d.dtype)
         return moments_tangent(reduction, d, weights, m, t, tweights)
 
-    return m, tangent(x, weights, m, t, tweights)
+    return m, zeros_for_none(m, tangent(x, weights, m, t, tweights))
+
+
+def zeros_for_none(primals: Any, tangents: Any) -> Any:
+    """The tangents a derivative rule must return, which may not be None."""
+    return jax.tree.map(lambda p, t: jnp.zeros_like(p) if t is None else t, primals, tangents)
 
 
 def without_zeros(tangents: Any) -> Any:

@@ -1,6 +1,7 @@
 """y = (x - mean) * rsqrt(var + epsilon) * scale + bias, and its derivative rule."""
 
 import functools
+import operator
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,6 +17,7 @@ from jbn._moments import (
     deviation,
     moments_tangent,
     without_zeros,
+    zeros_for_none,
 )
 
 Array = jax.Array
@@ -89,7 +91,6 @@ def normalize_batch(
     reduction: Reduction,
     x: Array,
     weights: Array | None,
-    shift: Array | None,
     scale: Array | None,
     bias: Array | None,
     epsilon: Array,
@@ -99,7 +100,7 @@ def normalize_batch(
     The composition of the two public functions has the same value. Differentiated as one, a half
     precision `dx` is rounded once instead of twice, and x is the only large residual.
     """
-    return _normalize_batch(reduction, x, weights, shift, scale, bias, epsilon)
+    return _normalize_batch(reduction, x, weights, scale, bias, epsilon)
 
 
 def _promote(*arrays: Array | None) -> jnp.dtype:
@@ -121,32 +122,36 @@ def _affine(reduction: Reduction, x: Array, m: Moments, scale, bias, epsilon) ->
     return y if bias is None else y + expand(bias)
 
 
-def _affine_tangent(reduction: Reduction, x, weights, m: Moments, scale, bias, epsilon, t, tangents):
+def _affine_tangent(
+    reduction: Reduction, y: Array, d: Array, m: Moments, small, t, tm, tsmall
+) -> Array:
     """Tangent of `_affine`: a * (t - dmean) + (x - mean) * da + dbias, linear in the tangents.
 
     With dmean and dvar from `moments_tangent` it transposes into the analytic backward pass: the
-    sums of ct and ct * d, and one elementwise pass over ct and d.
+    sums of ct and ct * d, and one elementwise pass over ct and d. A tangent of None is zero, and
+    what it would multiply is neither computed nor kept.
     """
-    tm, tscale, tbias, tepsilon = tangents
-    a, ta = jax.jvp(gain, (m.var, scale, epsilon), (tm.var, tscale, tepsilon))
-    dtype = _promote(x, m.mean, a, bias)
+    (scale, _, epsilon), (tscale, tbias, tepsilon) = small, tsmall
+    a = gain(m.var, scale, epsilon)
 
     def expand(v):
-        return jax.lax.expand_dims(v.astype(dtype), reduction.axes)
+        return jax.lax.expand_dims(v.astype(y.dtype), reduction.axes)
 
-    offset = -a.astype(dtype) * (tm.mean.astype(dtype))
+    terms = [] if t is None else [expand(a) * t.astype(y.dtype)]
+    if not tm.var is tscale is tepsilon is None:
+        primals = (m.var, scale, epsilon)
+        zeros = jax.tree.map(jnp.zeros_like, primals)
+        given = (tm.var, tscale, tepsilon)
+        tangents = tuple(z if v is None else v for z, v in zip(zeros, given, strict=True))
+        terms.append(d.astype(y.dtype) * expand(jax.jvp(gain, primals, tangents)[1]))
+    if not terms:
+        terms.append(jnp.zeros_like(y))
+    terms += [
+        expand(-a.astype(y.dtype) * v.astype(y.dtype)) for v in (tm.mean, tm.remainder) if v is not None
+    ]
     if tbias is not None:
-        offset = offset + tbias.astype(dtype)
-    d = deviation(reduction, x, weights, m).astype(dtype)
-    ty = d * expand(ta) + expand(offset)
-    return ty if t is None else expand(a) * t.astype(dtype) + ty
-
-
-def _instantiate(primals: Any, tangents: Any) -> Any:
-    """Zeros in place of missing tangents, for the small arrays that they cost nothing for."""
-    return jax.tree.map(
-        lambda p, t: jnp.zeros_like(p) if t is None else t, primals, without_zeros(tangents)
-    )
+        terms.append(expand(tbias))
+    return functools.reduce(operator.add, terms)
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
@@ -157,40 +162,40 @@ def _apply(reduction, x, weights, m, scale, bias, epsilon):
 
 @functools.partial(_apply.defjvp, symbolic_zeros=True)
 def _apply_jvp(reduction, primals, tangents):
-    x, weights, m, scale, bias, epsilon = primals
-    t = without_zeros(tangents[0])
-    small = _instantiate(primals[2:], tangents[2:])
+    x, weights, m, *small = primals
+    t, _, tm, *tsmall = without_zeros(tangents)
+    y = _apply(reduction, *primals)
 
     @functools.partial(jax.checkpoint, prevent_cse=False)
-    def tangent(x, weights, m, scale, bias, epsilon, t, small):
-        return _affine_tangent(reduction, x, weights, m, scale, bias, epsilon, t, small)
+    def tangent(y, x, weights, m, small, t, tm, tsmall):
+        d = deviation(reduction, x, weights, m)
+        return _affine_tangent(reduction, y, d, m, small, t, tm, tsmall)
 
-    return _apply(reduction, *primals), tangent(x, weights, m, scale, bias, epsilon, t, small)
+    return y, tangent(y, x, weights, m, small, t, tm, tsmall)
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
-def _normalize_batch(reduction, x, weights, shift, scale, bias, epsilon):
-    m = batch_moments(reduction, x, weights, shift)
+def _normalize_batch(reduction, x, weights, scale, bias, epsilon):
+    m = batch_moments(reduction, x, weights)
     return _affine(reduction, x, m, scale, bias, epsilon), m
 
 
 @functools.partial(_normalize_batch.defjvp, symbolic_zeros=True)
 def _normalize_batch_jvp(reduction, primals, tangents):
-    x, weights, _, scale, bias, epsilon = primals
-    t, tweights = without_zeros(tangents[:2])
-    small = _instantiate(primals[3:], tangents[3:])
+    x, weights, *small = primals
+    t, tweights, *tsmall = without_zeros(tangents)
     y, m = _normalize_batch(reduction, *primals)
 
     # Recomputed in the backward pass, d leaves x itself, in its own dtype, as the one large residual.
     @functools.partial(jax.checkpoint, prevent_cse=False)
-    def tangent(x, weights, m, scale, bias, epsilon, t, tweights, small):
+    def tangent(y, x, weights, m, small, t, tweights, tsmall):
         d = deviation(reduction, x, weights, m)
         t = None if t is None else t.astype(d.dtype)
         tm = moments_tangent(reduction, d, weights, m, t, tweights)
-        ty = _affine_tangent(reduction, x, weights, m, scale, bias, epsilon, t, (tm, *small))
-        return ty, tm
+        return _affine_tangent(reduction, y, d, m, small, t, tm, tsmall), tm
 
-    return (y, m), tangent(x, weights, m, scale, bias, epsilon, t, tweights, small)
+    ty, tm = tangent(y, x, weights, m, small, t, tweights, tsmall)
+    return (y, m), (ty, zeros_for_none(m, tm))
 
 
 _jitted_apply = jax.jit(_apply, static_argnums=0)

@@ -91,7 +91,7 @@ def updated(
         if weights is None:
             average = old + (value - old) / jnp.maximum(new["count"], 1).astype(old.dtype)
         else:
-            kept, taken = (jnp.asarray(w, _dtypes.real(old.dtype)) for w in weights)
+            kept, taken = (jnp.asarray(w, old.dtype) for w in weights)
             average = kept * old + taken * value
         new[name] = jax.lax.stop_gradient(jnp.where(valid, average, old))
     return new

@@ -1,6 +1,7 @@
 """`flax.linen.BatchNorm` by a change of import: the same fields, variables and checkpoints."""
 
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -59,8 +60,8 @@ class BatchNorm(nn.Module):
     force_float32_reductions: bool = True
     running_variance: _checks.RunningVariance = "biased"
     norm: Norm = plain
-    mean_init: Initializer = nn.initializers.zeros
-    var_init: Initializer = nn.initializers.ones
+    mean_init: Callable[..., Any] = nn.initializers.zeros
+    var_init: Callable[..., Any] = nn.initializers.ones
 
     @nn.compact
     def __call__(

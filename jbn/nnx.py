@@ -36,7 +36,7 @@ class BatchNorm(nnx.Module):
             least whatever it says.
         rngs: the random keys of the initializers.
         bias_metadata, scale_metadata, mean_metadata, var_metadata: metadata of the variables, such as
-            `{"sharding": ("model",)}`.
+            `{"out_sharding": ("model",)}`.
         running_variance: see `jbn.update_running`.
         norm: the norm to apply, a `jbn.Norm`. Default: `jbn.plain`.
         mean_init, var_init: initializers of the running statistics, called without a random key.
@@ -75,8 +75,8 @@ class BatchNorm(nnx.Module):
         var_metadata: Mapping[str, Any] = _NO_METADATA,
         running_variance: _checks.RunningVariance = "biased",
         norm: Norm = plain,
-        mean_init: Initializer = nnx.initializers.zeros_init(),
-        var_init: Initializer = nnx.initializers.ones_init(),
+        mean_init: Callable[..., Any] = nnx.initializers.zeros_init(),
+        var_init: Callable[..., Any] = nnx.initializers.ones_init(),
     ):
         params, batch_stats = norm.init(num_features, dtype=param_dtype, momentum=momentum)
         stats_inits = {"mean": mean_init, "var": var_init}

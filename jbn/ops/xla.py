@@ -2,10 +2,10 @@
 
 Two ways to the same numbers, chosen by the platform that the program is lowered for:
 
-- On a CPU: one pass about a given shift, and a `lax.cond` that takes a second, corrected pass where
-  any channel's mean lies further than a deviation from the shift. The predicate costs nothing there.
-- Elsewhere: always the corrected pass, because a data-dependent branch may make the host wait for
-  the device.
+- On a CPU: E[x] and E[x^2], and a `lax.cond` that sums again about the mean where E[x^2] - E[x]^2
+  would lose digits in any channel. The predicate costs nothing there.
+- Elsewhere: always the second pass, because a data-dependent branch may make the host wait for the
+  device.
 """
 
 import functools
@@ -16,25 +16,28 @@ import jax.numpy as jnp
 Array = jax.Array
 Axes = tuple[int, ...]
 
-# The variance about a shift k loses (mean - k)^2 / var of its precision: at most half of it here.
+# E[x^2] - E[x]^2 loses mean^2 / var of its precision: it is taken where that is at most 1.
 _WELL_CONDITIONED = 1.0
+# A channel whose deviation is within so many roundings of its mean may be one repeated value.
+_ROUNDINGS = 16.0
 
 
-def moments(
-    x: Array, weights: Array | None, count: Array, shift: Array, axes: Axes
-) -> tuple[Array, Array, Array]:
+def moments(x: Array, weights: Array | None, count: Array, axes: Axes) -> tuple[Array, Array, Array]:
     """Weighted mean, its remainder and variance of `x` over `axes`; see `jbn.moments`.
 
     Args:
         x: float32 at least (or complex), finite where the weight is 0.
         weights: non-negative, of the rank of `x`, broadcasting against it; None for all ones.
         count: the sum of the weights per channel.
-        shift: a value per channel near the mean, if one is known; 0 otherwise. Any finite value
-            gives the same result.
         axes: the axes to reduce.
     """
-    passes = functools.partial(_single_pass, axes=axes), functools.partial(_two_passes, axes=axes)
-    return jax.lax.platform_dependent(x, weights, count, shift, cpu=passes[0], default=passes[1])
+    return jax.lax.platform_dependent(
+        x,
+        weights,
+        count,
+        cpu=functools.partial(_one_pass_if_well_conditioned, axes=axes),
+        default=functools.partial(_two_passes, axes=axes),
+    )
 
 
 def squared(d: Array) -> Array:
@@ -46,62 +49,74 @@ def squared(d: Array) -> Array:
 
 def safe_divide(total: Array, count: Array) -> Array:
     """total / count, and 0 for an empty channel (whose total is 0)."""
-    return total / jnp.where(count > 0, count, 1)
+    return total / jnp.where(count > 0, count, 1).astype(total.dtype)
 
 
-def _single_pass(x, weights, count, shift, axes: Axes):
-    offset, var = _about(x, weights, count, shift, axes)
-    good = jnp.all(squared(offset) <= _WELL_CONDITIONED * var)
+def weighted(weights: Array | None, d: Array) -> Array:
+    """w * d, and d where there are no weights."""
+    return d if weights is None else weights.astype(d.dtype) * d
+
+
+def _one_pass_if_well_conditioned(x, weights, count, axes: Axes):
+    mean, var = _about(x, weights, count, None, axes)
     return jax.lax.cond(
-        good,
-        lambda: _pair(shift, offset, var),
-        lambda: _corrected(x, weights, count, shift + offset, axes),
+        jnp.all(squared(mean) <= _WELL_CONDITIONED * var),
+        lambda: (mean, jnp.zeros_like(mean), var),
+        lambda: _repeated_values_if_any(x, weights, _corrected(x, weights, count, mean, axes), axes),
     )
 
 
-def _two_passes(x, weights, count, shift, axes: Axes):
-    d = x - jax.lax.expand_dims(shift, axes)
-    total = jnp.sum(d if weights is None else weights * d, axes)
-    return _corrected(x, weights, count, shift + safe_divide(total, count), axes)
+def _two_passes(x, weights, count, axes: Axes):
+    mean = safe_divide(jnp.sum(weighted(weights, x), axes), count)
+    return _repeated_values(x, weights, _corrected(x, weights, count, mean, axes), axes)
 
 
 def _corrected(x, weights, count, estimate, axes: Axes):
-    """Sums about an estimate of the mean, itself within rounding of it."""
-    shift = _clip_to_range(x, weights, estimate, axes)
-    shift = jnp.where(jnp.isfinite(shift), shift, 0)
-    return _pair(shift, *_about(x, weights, count, shift, axes))
-
-
-def _about(x, weights, count, shift, axes: Axes):
-    """E[x - shift] and the variance, from sums of x - shift and its square."""
-    d = x - jax.lax.expand_dims(shift, axes)
-    first, second = d, squared(d)
-    if weights is not None:
-        first, second = weights * first, weights * second
-    offset = safe_divide(jnp.sum(first, axes), count)
-    # A select, not arithmetic: left bare, XLA recomputes the division inside each consumer and may
-    # contract it with the consumer's addition, so that two consumers see two different means.
-    offset = jnp.where(jnp.isfinite(offset), offset, jnp.nan)
-    var = safe_divide(jnp.sum(second, axes), count) - squared(offset)
-    return offset, jnp.where(var < 0, 0, var)
-
-
-def _pair(shift, offset, var):
-    """shift + offset as a rounded mean and what the rounding left out."""
+    """Sums about an estimate of the mean: what they add to it is small, and kept as its remainder."""
+    shift = jnp.where(jnp.isfinite(estimate), estimate, 0)
+    offset, var = _about(x, weights, count, shift, axes)
     mean = shift + offset
     return mean, (shift - mean) + offset, var
 
 
-def _clip_to_range(x, weights, value, axes: Axes):
-    """`value` moved into [min(x), max(x)].
+def _about(x, weights, count, shift: Array | None, axes: Axes):
+    """E[x - shift] and the variance, from sums of x - shift and its square; None shifts by 0."""
+    d = x if shift is None else x - jax.lax.expand_dims(shift, axes)
+    offset = safe_divide(jnp.sum(weighted(weights, d), axes), count)
+    # A select, not arithmetic: left bare, XLA recomputes the division inside each consumer and may
+    # contract it with the consumer's addition, so that two consumers see two different means.
+    offset = jnp.where(jnp.isfinite(offset), offset, jnp.nan)
+    var = safe_divide(jnp.sum(weighted(weights, squared(d)), axes), count) - squared(offset)
+    return offset, jnp.where(var < 0, 0, var)
 
-    A mean lies between the extremes and its rounded value may not. Moved back, the mean of one
-    repeated value is exactly that value, and the deviations exactly 0.
-    """
+
+def _repeated_values_if_any(x, weights, moments, axes: Axes):
+    mean, _, var = moments
+    rounding = _ROUNDINGS * jnp.finfo(var.dtype).eps
+    return jax.lax.cond(
+        jnp.any(var <= rounding**2 * squared(mean)),
+        lambda: _repeated_values(x, weights, moments, axes),
+        lambda: moments,
+    )
+
+
+def _repeated_values(x, weights, moments, axes: Axes):
+    """The moments, exact where all samples of a channel are one value: that value, 0 and 0."""
+    mean, remainder, var = moments
+    low, high = _extremes(x, weights, axes)
+    repeated = low == high
+    return (
+        jnp.where(repeated, low, mean),
+        jnp.where(repeated, 0, remainder),
+        jnp.where(repeated, 0, var),
+    )
+
+
+def _extremes(x, weights, axes: Axes):
+    """Smallest and largest sample, those of weight 0 left out; of a complex x, by each of its parts."""
     if jnp.iscomplexobj(x):
-        real = _clip_to_range(x.real, weights, value.real, axes)
-        return jax.lax.complex(real, _clip_to_range(x.imag, weights, value.imag, axes))
+        real, imag = _extremes(x.real, weights, axes), _extremes(x.imag, weights, axes)
+        return tuple(map(jax.lax.complex, real, imag))
     present = None if weights is None else weights > 0
     low = jnp.min(x, axes, initial=jnp.inf, where=present)
-    high = jnp.max(x, axes, initial=-jnp.inf, where=present)
-    return jnp.minimum(jnp.maximum(value, low), high)
+    return low, jnp.max(x, axes, initial=-jnp.inf, where=present)

@@ -1,0 +1,229 @@
+"""What the examples share around their networks: the flags, the record of a run, table and curves."""
+
+import argparse
+import itertools
+import math
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from matplotlib.colors import TABLEAU_COLORS
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator, PercentFormatter
+from tqdm import tqdm
+
+import data
+
+GOAL = 0.97
+
+
+class Run(NamedTuple):
+    """One training run; the lists have one value per epoch."""
+
+    name: str
+    learning_rate: float
+    test_accuracy: list[float]
+    train_loss: list[float]
+    seconds: list[float]
+
+    @property
+    def epochs_to_goal(self) -> int | None:
+        """The first epoch, from 1, after which the test accuracy was at least `GOAL`."""
+        reached = (epoch for epoch, a in enumerate(self.test_accuracy, 1) if a >= GOAL)
+        return next(reached, None)
+
+    @property
+    def seconds_per_epoch(self) -> float:
+        """The median, without the first epoch, which compiles, where there are others."""
+        return statistics.median(self.seconds[1:] or self.seconds)
+
+
+def setup(argv: Sequence[str] | None, description: str) -> tuple[argparse.Namespace, data.Digits]:
+    """The flags, checked, and the digits they name; leaves with one line on a wrong flag."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument(
+        "--epochs",
+        type=_whole(1),
+        default=10,
+        help="passes over the training images in each run (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--batch-size",
+        type=_whole(2),
+        default=32,
+        help="images in a minibatch, at least 2 (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--learning-rate",
+        type=_positive,
+        default=1e-3,
+        help="Adam's; every run is repeated at ten times this rate (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--seed",
+        type=_whole(0, 2**32 - 1),
+        default=0,
+        help="of the initial parameters and the order of the images, the same in every run "
+        "(default: %(default)s)",
+    )
+    parser.add_argument(
+        "--data-dir",
+        type=Path,
+        help="folder with MNIST's four IDX files, train-images-idx3-ubyte[.gz] and so on "
+        "(default: none; scikit-learn's 1,797 digits of 8x8 pixels are used)",
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path("out"),
+        help="folder for the results, made if missing (default: %(default)s)",
+    )
+    args = parser.parse_args(argv)
+    try:
+        digits = data.load(args.data_dir)
+    except (OSError, ValueError) as error:
+        parser.error(f"argument --data-dir: {error}")
+    images = len(digits.train_images)
+    if args.batch_size > images:
+        parser.error(
+            f"argument --batch-size: must be at most {images}, the number of training images, "
+            f"got {args.batch_size}"
+        )
+    try:
+        args.out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        parser.error(f"argument --out: cannot make the folder {args.out}: {error.strerror}")
+    return args, digits
+
+
+def _whole(low: int, high: int | None = None) -> Callable[[str], int]:
+    def convert(text: str) -> int:
+        limits = f"at least {low}" if high is None else f"from {low} to {high}"
+        message = f"must be a whole number, {limits}, got {text}"
+        try:
+            value = int(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(message) from None
+        if value < low or (high is not None and value > high):
+            raise argparse.ArgumentTypeError(message)
+        return value
+
+    return convert
+
+
+def _positive(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 < 10 * value < math.inf:
+        raise argparse.ArgumentTypeError(f"must be a positive number, got {text}")
+    return value
+
+
+def record(
+    name: str,
+    learning_rate: float,
+    state: Any,
+    train_step: Callable[[Any, np.ndarray, np.ndarray], tuple[Any, Any]],
+    predict: Callable[[Any, np.ndarray], Any],
+    digits: data.Digits,
+    args: argparse.Namespace,
+    bar: tqdm,
+) -> tuple[Any, Run]:
+    """Trains and takes notes.
+
+    The loop over the minibatches is Python's: on a CPU, XLA runs a convolution inside a compiled loop
+    (`lax.scan`) many times slower than outside one.
+
+    Args:
+        name, learning_rate: what tells this run from the others.
+        state: whatever `train_step` carries on.
+        train_step: (state, images, labels) -> (state, loss).
+        predict: (state, images) -> logits.
+        digits, args: from `setup`.
+        bar: moved on by one per epoch.
+
+    Returns:
+        The final state, and the run.
+    """
+    run = Run(name, learning_rate, [], [], [])
+    bar.set_description(f"{name}, rate {learning_rate:g}")
+    images, labels = digits.train_images, digits.train_labels
+    for batches in data.shuffled_epochs(len(images), args.batch_size, args.epochs, args.seed):
+        start = time.perf_counter()
+        losses = []
+        for batch in batches:
+            state, loss = train_step(state, images[batch], labels[batch])
+            losses.append(loss)
+        # Reading the losses waits for the device, so the clock comes after it.
+        run.train_loss.append(float(np.mean(jax.device_get(losses))))
+        run.seconds.append(time.perf_counter() - start)
+        run.test_accuracy.append(accuracy(predict, state, digits))
+        bar.set_postfix_str(f"test accuracy {run.test_accuracy[-1]:.1%}")
+        bar.update()
+    return state, run
+
+
+def accuracy(predict: Callable[[Any, np.ndarray], Any], state: Any, digits: data.Digits) -> float:
+    """Share of the test images whose largest logit is their label's.
+
+    In pieces of a thousand: all of MNIST's test images at once take gigabytes in a small network.
+    """
+    pieces = np.array_split(digits.test_images, math.ceil(len(digits.test_images) / 1000))
+    predicted = np.concatenate([np.argmax(predict(state, piece), axis=-1) for piece in pieces])
+    return float(np.mean(predicted == digits.test_labels))
+
+
+def finish(runs: Sequence[Run], picture: Path) -> None:
+    """Prints the table and writes the learning curves."""
+    print(table(runs))
+    curves(runs, picture)
+    print(f"{picture}: learning curves")
+
+
+def table(runs: Sequence[Run]) -> str:
+    """One line per run."""
+    width = max(len(run.name) for run in runs)
+    lines = [f"{'':{width}}  learning rate  test accuracy  epochs to {GOAL:.0%}  seconds per epoch"]
+    for run in runs:
+        lines.append(
+            f"{run.name:{width}}  {run.learning_rate:13g}  {run.test_accuracy[-1]:13.1%}"
+            f"  {run.epochs_to_goal or 'never':>13}  {run.seconds_per_epoch:17.3f}"
+        )
+    return "\n".join(lines)
+
+
+def curves(runs: Sequence[Run], path: Path) -> None:
+    """Writes the learning curves as a PNG: a colour for each name, a line style for each rate."""
+    names = dict.fromkeys(run.name for run in runs)
+    rates = dict.fromkeys(run.learning_rate for run in runs)
+    colours = dict(zip(names, itertools.cycle(TABLEAU_COLORS), strict=False))
+    styles = dict(zip(rates, itertools.cycle(["-", "--"]), strict=False))
+    figure = Figure(figsize=(10, 4.2), dpi=110, layout="constrained")
+    left, right = figure.subplots(1, 2)
+    for run in runs:
+        look = {
+            "color": colours[run.name],
+            "linestyle": styles[run.learning_rate],
+            "marker": "o",
+            "markersize": 4,
+            "label": f"{run.name}, learning rate {run.learning_rate:g}",
+        }
+        epochs = range(1, len(run.test_accuracy) + 1)
+        left.plot(epochs, run.test_accuracy, **look)
+        right.plot(epochs, run.train_loss, **look)
+    left.set_ylabel("test accuracy")
+    left.yaxis.set_major_formatter(PercentFormatter(1))
+    right.set_ylabel("training loss (cross entropy)")
+    right.set_yscale("log")
+    for axes in (left, right):
+        axes.set_xlabel("epoch")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.grid(alpha=0.3)
+    figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=2)
+    figure.savefig(path)

@@ -1,0 +1,147 @@
+"""The registry: every case of a batch norm call that each transformation and oracle is tried on."""
+
+import dataclasses
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+import jbn
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """One way to call `jbn.batch_norm`; `make` builds its arguments."""
+
+    name: str
+    shape: tuple[int, ...] = (6, 4)
+    axis: Any = -1
+    dtype: str = "float32"
+    mask: str | None = None
+    params: tuple[str, ...] = ("scale", "bias")
+    momentum: float | None = 0.9
+    running_variance: str = "biased"
+    epsilon: float = 1e-5
+
+    @property
+    def features(self) -> tuple[int, ...]:
+        axes = (self.axis,) if isinstance(self.axis, int) else self.axis
+        return tuple(self.shape[a] for a in sorted(a % len(self.shape) for a in axes))
+
+    @property
+    def reduced(self) -> int:
+        """Number of values per channel."""
+        return int(np.prod(self.shape) / max(1, np.prod(self.features)))
+
+    def make(self, seed: int = 0):
+        """x, params, batch_stats, and the keyword arguments."""
+        rng = np.random.default_rng(seed)
+        x = 1.0 + 2.0 * rng.standard_normal(self.shape)
+        if jnp.issubdtype(self.dtype, jnp.complexfloating):
+            x = x + 1j * rng.standard_normal(self.shape)
+        if jnp.issubdtype(self.dtype, jnp.integer):
+            x = 10 * x
+        x = jnp.asarray(x).astype(self.dtype)
+        real = jnp.finfo(x.dtype).dtype if jnp.issubdtype(x.dtype, jnp.inexact) else jnp.float32
+        real = jnp.float64 if real == jnp.float64 else jnp.float32
+        params = {n: jnp.asarray(rng.uniform(0.5, 2.0, self.features), real) for n in self.params}
+        stats_dtype = jnp.complex64 if jnp.iscomplexobj(x) else real
+        _, batch_stats = jbn.init(self.features, dtype=stats_dtype, momentum=self.momentum)
+        batch_stats["mean"] = jnp.asarray(rng.standard_normal(self.features), stats_dtype)
+        kwargs = {"axis": self.axis, "epsilon": self.epsilon}
+        if self.mask is not None:
+            kwargs["mask"] = self._mask(rng)
+        return x, params, batch_stats, kwargs
+
+    def running(self) -> dict[str, Any]:
+        """The keyword arguments of `jbn.update_running`."""
+        return {"momentum": self.momentum, "running_variance": self.running_variance}
+
+    def cotangent(self, seed: int = 1):
+        """A random cotangent of y."""
+        return jnp.asarray(np.random.default_rng(seed).standard_normal(self.shape), jnp.float32)
+
+    def _mask(self, rng):
+        axes = (self.axis,) if isinstance(self.axis, int) else self.axis
+        features = {a % len(self.shape) for a in axes}
+        shape = tuple(1 if a in features else n for a, n in enumerate(self.shape))
+        if self.mask == "per_channel":
+            shape = self.shape
+        if self.mask == "weights":
+            return jnp.asarray(rng.uniform(0.1, 3.0, shape), jnp.float32)
+        keep = rng.random(shape) < 0.7
+        keep.reshape(-1)[:2] = True, False
+        return jnp.asarray(keep)
+
+
+CASES = [
+    Case("mlp"),
+    Case("sequence", (3, 5, 4), mask="bool"),
+    Case("nhwc", (2, 3, 3, 4), running_variance="unbiased"),
+    Case("nchw", (2, 4, 3, 3), axis=1, params=("scale",)),
+    Case("volume", (2, 2, 2, 3, 4), axis=-1, params=("bias",), momentum=None),
+    Case("two_feature_axes", (5, 3, 4), axis=(1, 2), mask="weights"),
+    Case("negative_axes", (3, 5, 4), axis=(-1, 0), params=()),
+    Case("channel_mask", (7, 4), mask="per_channel", epsilon=1e-3),
+]
+
+DTYPES = [
+    Case("float16", (6, 4), dtype="float16"),
+    Case("bfloat16", (6, 4), dtype="bfloat16"),
+    Case("int32", (6, 4), dtype="int32"),
+    Case("complex64", (6, 4), dtype="complex64"),
+]
+
+NAMES = {case.name: case for case in CASES + DTYPES}
+
+
+# Every public function of the package, as something to transform: x -> pytree. A new public name
+# must be entered here, or test_batch_norm.py fails.
+def _train(case, x):
+    _, params, batch_stats, kwargs = case.make()
+    return jbn.batch_norm(x, params, batch_stats, train=True, **kwargs, **case.running())
+
+
+def _inference(case, x):
+    _, params, batch_stats, kwargs = case.make()
+    return jbn.batch_norm(x, params, batch_stats, train=False, **kwargs)
+
+
+def _moments(case, x):
+    _, _, _, kwargs = case.make()
+    kwargs.pop("epsilon")
+    return jbn.moments(x, **kwargs)
+
+
+def _normalize(case, x):
+    _, params, _, kwargs = case.make()
+    return jbn.normalize(x, _moments(case, x), params, **kwargs)
+
+
+def _update_running(case, x):
+    _, _, batch_stats, _ = case.make()
+    return jbn.update_running(batch_stats, _moments(case, x), **case.running())
+
+
+def _batch_norm_backward(case, x):
+    _, params, _, kwargs = case.make()
+    return jbn.batch_norm_backward(case.cotangent(), x, params, _moments(case, x), **kwargs)
+
+
+FUNCTIONS = {
+    "batch_norm": _train,
+    "batch_norm, inference": _inference,
+    "moments": _moments,
+    "normalize": _normalize,
+    "update_running": _update_running,
+    "batch_norm_backward": _batch_norm_backward,
+}
+# Public names that are no functions of x, and the tests that are theirs.
+OTHER_PUBLIC_NAMES = {
+    "init": "test_batch_norm.py",
+    "Moments": "test_moments.py",
+    "Norm": "test_linen.py",
+    "plain": "test_linen.py",
+    "linen": "test_linen.py",
+    "nnx": "test_nnx.py",
+}
