@@ -161,7 +161,8 @@ def test_state_of_one_loads_into_the_other(classes):
 def test_metadata_shards_the_variable_and_survives_training(name):
     mesh = jax.make_mesh((2,), ("model",), axis_types=(jax.sharding.AxisType.Auto,))
     with jax.set_mesh(mesh):
-        layer = make(**{f"{name}_metadata": {"out_sharding": ("model",)}})
+        metadata = {f"{name}_metadata": {"out_sharding": ("model",)}}
+        layer = BatchNorm(4, **metadata, rngs=nnx.Rngs(0))
         layer(data())
         named = nnx.to_flat_state(nnx.get_partition_spec(nnx.state(layer)))
         assert [path for path, spec in named if spec.get_value() == jax.P("model")] == [(name,)]

@@ -1,0 +1,166 @@
+"""What XLA makes of it: passes over the data, collectives, other platforms, export."""
+
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import export
+from jax.sharding import AxisType
+from jax.sharding import PartitionSpec as P
+
+import jbn
+
+SHAPE = (32, 8, 8, 16)
+PARAMS, BATCH_STATS = jbn.init(SHAPE[-1])
+X = jax.ShapeDtypeStruct(SHAPE, jnp.float32)
+
+
+def train(x, params, **kwargs):
+    return jbn.batch_norm(x, params, BATCH_STATS, train=True, **kwargs)
+
+
+def backward(x, params, dy):
+    return jax.vjp(lambda x, p: train(x, p)[0], x, params)[1](dy)
+
+
+def step(x, params, dy):
+    y, vjp, stats = jax.vjp(train, x, params, has_aux=True)
+    return y, stats, vjp(dy)
+
+
+def compiled(function, *arguments):
+    return jax.jit(function).lower(*arguments).compile()
+
+
+def large_reductions(hlo: str) -> list[str]:
+    """The reductions over an array of the size of x, each with the name of the branch it is in."""
+    found = re.findall(r"^.* = f32\[16\]\S* reduce\(.*op_name=\"([^\"]*)\"", hlo, re.M)
+    assert found
+    return found
+
+
+def test_the_backward_pass_is_two_reductions_and_one_elementwise_pass():
+    hlo = compiled(step, X, PARAMS, X).as_text()
+    reductions = [name for name in large_reductions(hlo) if "transpose" in name]
+    assert len(reductions) == 2, reductions
+    entry = hlo[hlo.index("ENTRY") :]
+    written = re.findall(r"^ *%?(\S+) = f32\[32,8,8,16\]\S* (?!parameter)(\S+)\(", entry, re.M)
+    # y, dx, and on a CPU the deviation, which its library reduction reads from memory.
+    assert len(written) == 3, written
+
+
+def test_the_forward_pass_reads_well_conditioned_data_twice_for_its_statistics():
+    hlo = compiled(step, X, PARAMS, X).as_text()
+    forward = [name for name in large_reductions(hlo) if "transpose" not in name]
+    taken = [name for name in forward if "branch_0_fun/cond" not in name]
+    assert len(taken) == 2, forward
+
+
+def test_inference_has_no_reduction():
+    hlo = compiled(lambda x: jbn.batch_norm(x, PARAMS, BATCH_STATS, train=False), X).as_text()
+    assert " reduce(" not in hlo
+    assert len(re.findall(r"f32\[32,8,8,16\]\S* fusion\(", hlo)) == 1
+
+
+def test_bfloat16_needs_no_more_memory_for_residuals_than_x():
+    x = jax.ShapeDtypeStruct(SHAPE, jnp.bfloat16)
+    _, vjp = jax.eval_shape(lambda x, p: jax.vjp(lambda x, p: train(x, p)[0], x, p), x, PARAMS)
+    bytes_kept = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(vjp))
+    assert bytes_kept <= 2 * np.prod(SHAPE) + 6 * 4 * SHAPE[-1]
+
+
+def test_no_float64_creeps_in(x64):
+    for dtype in (jnp.float32, jnp.bfloat16):
+        jaxpr = str(jax.make_jaxpr(step)(X.update(dtype=dtype), PARAMS, X.update(dtype=dtype)))
+        assert not re.search(r"f64\[\d", jaxpr)
+
+
+@pytest.mark.parametrize("function", [train, backward, step], ids=lambda f: f.__name__)
+def test_lowers_for_every_platform_at_once(function):
+    arguments = (X, PARAMS) if function is train else (X, PARAMS, X)
+    exported = export.export(jax.jit(function), platforms=("cpu", "cuda", "rocm", "tpu"))(*arguments)
+    assert set(exported.platforms) == {"cpu", "cuda", "rocm", "tpu"}
+
+
+def test_only_a_cpu_gets_the_branch():
+    """Elsewhere the host might have to wait for the predicate."""
+
+    def optimized(platform):
+        unchecked = [export.DisabledSafetyCheck.platform()]
+        lower = export.export(jax.jit(train), platforms=(platform,), disabled_checks=unchecked)
+        # XLA's simplifications of the other platform's program, on the machine at hand.
+        return compiled(lower(X, PARAMS).call, X, PARAMS).as_text()
+
+    assert " conditional(" in optimized("cpu")
+    assert " conditional(" not in optimized("cuda")
+    assert " conditional(" not in optimized("tpu")
+
+
+def test_export_round_trip():
+    x = jnp.asarray(np.random.default_rng(0).standard_normal(SHAPE), jnp.float32)
+    exported = export.export(jax.jit(step))(X, PARAMS, X)
+    restored = export.deserialize(exported.serialize())
+    actual = restored.call(x, PARAMS, jnp.cos(x))
+    for a, b in zip(jax.tree.leaves(actual), jax.tree.leaves(step(x, PARAMS, jnp.cos(x))), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-6)
+
+
+def test_symbolic_batch_size():
+    rows = export.symbolic_shape("rows, 8, 8, 16")
+    exported = export.export(jax.jit(lambda x: jbn.batch_norm(x, PARAMS, BATCH_STATS, train=False)[0]))(
+        jax.ShapeDtypeStruct(rows, jnp.float32)
+    )
+    assert exported.call(jnp.ones((3, 8, 8, 16))).shape == (3, 8, 8, 16)
+
+
+def test_ahead_of_time_compilation():
+    x = jnp.asarray(np.random.default_rng(0).standard_normal(SHAPE), jnp.float32)
+    y, _ = compiled(train, X, PARAMS)(x, PARAMS)
+    np.testing.assert_array_equal(y, jax.jit(train)(x, PARAMS)[0])
+
+
+def mesh():
+    return jax.make_mesh((4,), ("i",), axis_types=(AxisType.Auto,))
+
+
+def collectives(function, *arguments):
+    """Number of values each all-reduce of the compiled program sums, and the other collectives."""
+    hlo = compiled(function, *arguments).as_text()
+    results = re.findall(r"= (.*?) all-reduce(?:-start)?\(", hlo)
+    sizes = [re.findall(r"f32\[(.*?)\]", result) for result in results]
+    reduced = [sum(np.prod(list(map(int, size.split(",")))) for size in shapes) for shapes in sizes]
+    others = re.findall(r" (all-gather|all-to-all|collective-permute|reduce-scatter)", hlo)
+    return sorted(reduced), others
+
+
+@pytest.mark.parametrize("check_vma", [True, False])
+def test_synchronized_forward_is_two_all_reduces_of_the_size_of_the_channels(check_vma):
+    def forward(x, params):
+        return train(x, params, axis_name="i")[0]
+
+    mapped = jax.shard_map(
+        forward, mesh=mesh(), in_specs=(P("i"), P()), out_specs=P("i"), check_vma=check_vma
+    )
+    assert collectives(mapped, X, PARAMS) == ([2 * 16, 4 * 16], [])
+
+
+@pytest.mark.parametrize("check_vma", [True, False])
+def test_synchronized_backward_adds_one_all_reduce(check_vma):
+    def local(x, params, dy):
+        y, vjp = jax.vjp(lambda x: train(x, params, axis_name="i")[0], x)
+        return y, vjp(dy)[0]
+
+    mapped = jax.shard_map(
+        local, mesh=mesh(), in_specs=(P("i"), P(), P("i")), out_specs=P("i"), check_vma=check_vma
+    )
+    assert collectives(mapped, X, PARAMS, X) == ([2 * 16, 2 * 16, 4 * 16], [])
+
+
+def test_synchronized_inference_has_no_collective():
+    def forward(x):
+        return jbn.batch_norm(x, PARAMS, BATCH_STATS, train=False, axis_name="i")[0]
+
+    mapped = jax.shard_map(forward, mesh=mesh(), in_specs=P("i"), out_specs=P("i"))
+    assert collectives(mapped, X) == ([], [])
