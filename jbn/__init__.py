@@ -2,6 +2,7 @@
 
 from jbn import linen as linen
 from jbn import nnx as nnx
+from jbn import tools as tools
 from jbn._backward import batch_norm_backward as batch_norm_backward
 from jbn._batch_norm import Norm as Norm
 from jbn._batch_norm import batch_norm as batch_norm

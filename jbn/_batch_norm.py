@@ -7,7 +7,8 @@ Each step is a public function of its own: `jbn.moments`, `jbn.normalize`, `jbn.
 
 import functools
 import math
-from collections.abc import Callable, Mapping, Sequence
+import operator
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -46,7 +47,7 @@ def init(
         >>> jax.tree.map(lambda v: v.shape, (params, batch_stats))
         ({'bias': (64,), 'scale': (64,)}, {'mean': (64,), 'var': (64,)})
     """
-    shape = (features,) if isinstance(features, int) else tuple(features)
+    shape = tuple(features) if isinstance(features, Iterable) else (operator.index(features),)
     if any(n < 0 for n in shape):
         raise ValueError(f"`features` must not be negative, got {features!r}")
     params = {"scale": jnp.ones(shape, dtype), "bias": jnp.zeros(shape, dtype)}

@@ -6,7 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from flax import nnx
+from flax import errors, nnx
 from flax.nnx.nn import dtypes
 from flax.typing import Axes, Dtype, Initializer
 
@@ -157,9 +157,19 @@ class BatchNorm(nnx.Module):
             dtype=self._output_dtype(jnp.asarray(x), params, batch_stats),
         )
         if not use_running_average:
-            for name, value in updated.items():
-                getattr(self, name)[...] = value
+            self._update(updated)
         return y
+
+    def _update(self, batch_stats):
+        try:
+            for name, value in batch_stats.items():
+                getattr(self, name).set_value(value)
+        except errors.TraceContextError as error:
+            error.add_note(
+                "BatchNorm updates its running statistics in training: pass the model as an argument of "
+                "the function that is transformed instead of closing over it, or call model.eval() first"
+            )
+            raise
 
     def _output_dtype(self, x, params, batch_stats):
         """The dtype Flax gives its output: of the arrays once promoted, without promoting them."""

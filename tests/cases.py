@@ -144,4 +144,5 @@ OTHER_PUBLIC_NAMES = {
     "plain": "test_linen.py",
     "linen": "test_linen.py",
     "nnx": "test_nnx.py",
+    "tools": "test_average.py",
 }

@@ -288,6 +288,7 @@ def test_init_names_shapes_and_dtypes():
     np.testing.assert_array_equal(params["scale"], 1)
     np.testing.assert_array_equal(batch_stats["var"], 1)
     assert set(jbn.init(3)[1]) == {"mean", "var"}
+    assert jbn.init(np.int64(3))[0]["scale"].shape == (3,)
 
 
 def test_every_keyword_is_documented():

@@ -1,0 +1,66 @@
+"""Running statistics of devices that trained without synchronization, merged before evaluation."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jbn import _checks, _collectives
+from jbn.ops.xla import squared
+
+
+def average_stats(
+    batch_stats: Any,
+    axis_name: _checks.AxisName,
+    *,
+    axis_index_groups: _checks.AxisIndexGroups | None = None,
+) -> Any:
+    """Running statistics of all devices taken together, the same on each of them.
+
+        mean = E[mean_i]
+        var  = E[var_i] + E[|mean_i - mean|^2]
+
+    with E the plain mean over the devices: the mean and variance of samples drawn from all of them
+    alike. Averaging the variances alone, as is often done, leaves out how far the devices' means lie
+    apart. Any other statistic is averaged if it is a floating-point array, and kept if not.
+
+    Args:
+        batch_stats: the statistics of one layer, or a pytree of dicts with those of many (Flax's
+            `batch_stats` collection), each with "mean" and "var".
+        axis_name: name, or names, of the mapped axes; call it inside `jax.shard_map`, `jax.pmap` or
+            `jax.vmap`.
+        axis_index_groups: as in `jbn.moments`.
+
+    Returns:
+        A pytree like `batch_stats`.
+
+    Raises:
+        NameError: `axis_name` is not bound.
+        ValueError: `axis_index_groups` does not fit the axis.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, jbn
+        >>> stats = {"mean": jnp.array([[0.], [2.]]), "var": jnp.array([[1.], [3.]])}
+        >>> merged = jax.vmap(lambda s: jbn.tools.average_stats(s, "i"), axis_name="i")(stats)
+        >>> print(merged["mean"][0], merged["var"][0])
+        [1.] [3.]
+    """
+    groups = _checks.index_groups(axis_index_groups, axis_name)
+    _collectives.require_axis(axis_name, groups)
+
+    def average(value):
+        total, count = _collectives.psum((value, jnp.ones_like(value)), axis_name, groups)
+        return total / count
+
+    def is_layer(node):
+        return isinstance(node, dict) and {"mean", "var"} <= set(node)
+
+    def merge(node):
+        if not is_layer(node):
+            return average(node) if jnp.issubdtype(node.dtype, jnp.inexact) else node
+        others = {name: merge(value) for name, value in node.items() if name not in ("mean", "var")}
+        mean = average(node["mean"])
+        spread = squared(node["mean"] - mean).astype(node["var"].dtype)
+        return {**others, "mean": mean, "var": average(node["var"] + spread)}
+
+    return jax.tree.map(merge, batch_stats, is_leaf=is_layer)
