@@ -21,8 +21,8 @@ def update_running(
 ) -> dict[str, Array]:
     """Running statistics after one more batch.
 
-        new = momentum * old + (1 - momentum) * batch           (momentum a number)
-        new = old + (batch - old) / count,  count = count + 1   (momentum None)
+        new = momentum * old + (1 - momentum) * batch                             (momentum a number)
+        new = (count - 1) / count * old + 1 / count * batch,  count = count + 1   (momentum None)
 
     for `mean` and `var` alike. `momentum` multiplies the OLD value, as in Flax, Keras, Haiku and
     Equinox; PyTorch's momentum m is 1 - m here. A channel without samples, or whose batch statistics
@@ -83,15 +83,14 @@ def updated(
     new = {name: jnp.asarray(value) for name, value in batch_stats.items()}
     if weights is None:
         new["count"] = new["count"] + valid.astype(new["count"].dtype)
+        seen = jnp.maximum(new["count"], 1).astype(_dtypes.real(moments.mean.dtype))
+        weights = (seen - 1) / seen, 1 / seen
     for name, value in batch.items():
         old = new[name]
         if jnp.iscomplexobj(value) and not jnp.iscomplexobj(old):
             old = old.astype(_dtypes.promote(old.dtype, value.dtype))
         value = value.astype(old.dtype)
-        if weights is None:
-            average = old + (value - old) / jnp.maximum(new["count"], 1).astype(old.dtype)
-        else:
-            kept, taken = (jnp.asarray(w, old.dtype) for w in weights)
-            average = kept * old + taken * value
+        kept, taken = (jnp.asarray(w, old.dtype) for w in weights)
+        average = kept * old + taken * value
         new[name] = jax.lax.stop_gradient(jnp.where(valid, average, old))
     return new

@@ -166,8 +166,8 @@ class BatchNorm(nnx.Module):
                 getattr(self, name).set_value(value)
         except errors.TraceContextError as error:
             error.add_note(
-                "BatchNorm updates its running statistics in training: pass the model as an argument of "
-                "the function that is transformed instead of closing over it, or call model.eval() first"
+                "BatchNorm updates its running statistics in training: pass the model as an argument "
+                "of the transformed function instead of closing over it, or call model.eval() first"
             )
             raise
 

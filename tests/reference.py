@@ -76,7 +76,7 @@ def backward(dy, x, params, axis=-1, epsilon=1e-5, mask=None):
     x, weights, reduced = _setup(x, axis, mask)
     dy = np.asarray(dy).astype(np.float64)
     mean, var, count = moments(x, axis, mask)
-    mean, var, n = (_broadcast(v, reduced) for v in (mean, var, np.maximum(count, 1e-300)))
+    mean, var, n = (_broadcast(v, reduced) for v in (mean, var, np.where(count > 0, count, 1)))
     inv = (var + epsilon) ** -0.5
     x_hat = (x - mean) * inv
     scale = 1.0

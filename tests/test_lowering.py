@@ -155,7 +155,9 @@ def test_synchronized_backward_adds_one_all_reduce(check_vma):
     mapped = jax.shard_map(
         local, mesh=mesh(), in_specs=(P("i"), P(), P("i")), out_specs=P("i"), check_vma=check_vma
     )
-    assert collectives(mapped, X, PARAMS, X) == ([2 * 16, 2 * 16, 4 * 16], [])
+    reduced, others = collectives(mapped, X, PARAMS, X)
+    # XLA may sum the cotangents, which wait for nothing, together with the second of the forward pass.
+    assert (len(reduced), sum(reduced), others) == (3, (4 + 2 + 2) * 16, [])
 
 
 def test_synchronized_inference_has_no_collective():

@@ -378,7 +378,7 @@ def test_statistics_initializers_set_the_first_values():
 
 
 def test_the_running_mean_of_complex_input_stays_complex():
-    layer = jbn.nnx.BatchNorm(2, momentum=0.0, rngs=nnx.Rngs(0))
+    layer = BatchNorm(2, momentum=0.0, rngs=nnx.Rngs(0))
     x = jnp.asarray([[1 + 2j, 3], [2 - 1j, 5j]], jnp.complex64)
     layer(x)
     np.testing.assert_allclose(layer.mean[...], x.mean(0))
