@@ -79,6 +79,8 @@ def batch_norm_backward(
         return jax.lax.expand_dims(v, reduction.axes)
 
     d = deviation(reduction, x, weights, moments)
+    if moments.remainder is not None:
+        d = d - expand(moments.remainder)
     dy = jnp.asarray(dy).astype(d.dtype)
     sum_dy = jnp.sum(dy, reduction.axes)
     sum_dy_d = jnp.sum(jnp.real(dy * d), reduction.axes)

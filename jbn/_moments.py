@@ -124,14 +124,14 @@ def batch_moments(reduction: Reduction, x: Array, weights: Array | None) -> Mome
 
 
 def deviation(reduction: Reduction, x: Array, weights: Array | None, m: Moments) -> Array:
-    """x minus the exact mean; 0 where a masked x is not finite, so that it poisons no sum."""
+    """x minus the rounded mean; 0 where a masked x is not finite, so that it poisons no sum.
+
+    What the remainder would take off each element is left to the callers, who take it off the sums:
+    per channel it costs nothing.
+    """
     x = x.astype(_dtypes.promote(x.dtype))
     d = x - jax.lax.expand_dims(m.mean, reduction.axes)
-    if m.remainder is not None:
-        d = d - jax.lax.expand_dims(m.remainder, reduction.axes)
-    if weights is not None:
-        d = jnp.where((weights > 0) | jnp.isfinite(x), d, 0)
-    return d
+    return d if weights is None else jnp.where((weights > 0) | jnp.isfinite(x), d, 0)
 
 
 def moments_tangent(
@@ -147,7 +147,8 @@ def moments_tangent(
         dmean = (sum(w * t) + sum(dw * d)) / count
         dvar  = (sum(2 * w * d * t) + sum(dw * (d^2 - var))) / count
 
-    Its transpose is the moments' share of the analytic backward pass. All None where both are.
+    with d the `deviation` less the remainder. Its transpose is the moments' share of the analytic
+    backward pass. All None where both tangents are.
     """
     if t is None and tweights is None:
         return Moments(None, None, None, None)
@@ -158,8 +159,9 @@ def moments_tangent(
     if t is not None:
         wt = weighted(weights, t)
         first = jnp.sum(wt, axes)
-        second = jnp.sum(2 * _real_product(d, wt), axes)
+        second = 2 * (jnp.sum(_real_product(d, wt), axes) - _real_product(m.remainder, first))
     if tweights is not None:
+        d = d - jax.lax.expand_dims(m.remainder, axes)
         centred = squared(d) - jax.lax.expand_dims(m.var, axes)
         first = first + jnp.sum(weighted(tweights, d), axes)
         second = second + jnp.sum(tweights * centred, axes)

@@ -134,23 +134,29 @@ def _affine_tangent(
     (scale, _, epsilon), (tscale, tbias, tepsilon) = small, tsmall
     a = gain(m.var, scale, epsilon)
 
+    def negative(*factors):
+        return -functools.reduce(operator.mul, (f.astype(y.dtype) for f in factors))
+
     def expand(v):
         return jax.lax.expand_dims(v.astype(y.dtype), reduction.axes)
 
     terms = [] if t is None else [expand(a) * t.astype(y.dtype)]
+    per_channel = [negative(a, v) for v in (tm.mean, tm.remainder) if v is not None]
     if not tm.var is tscale is tepsilon is None:
         primals = (m.var, scale, epsilon)
         zeros = jax.tree.map(jnp.zeros_like, primals)
         given = (tm.var, tscale, tepsilon)
         tangents = tuple(z if v is None else v for z, v in zip(zeros, given, strict=True))
-        terms.append(d.astype(y.dtype) * expand(jax.jvp(gain, primals, tangents)[1]))
+        _, ta = jax.jvp(gain, primals, tangents)
+        terms.append(d.astype(y.dtype) * expand(ta))
+        if m.remainder is not None:
+            per_channel.append(negative(m.remainder, ta))
+    if tbias is not None:
+        per_channel.append(tbias.astype(y.dtype))
     if not terms:
         terms.append(jnp.zeros_like(y))
-    terms += [
-        expand(-a.astype(y.dtype) * v.astype(y.dtype)) for v in (tm.mean, tm.remainder) if v is not None
-    ]
-    if tbias is not None:
-        terms.append(expand(tbias))
+    if per_channel:
+        terms.append(expand(functools.reduce(operator.add, per_channel)))
     return functools.reduce(operator.add, terms)
 
 

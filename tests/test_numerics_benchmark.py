@@ -11,7 +11,7 @@ import pytest
 pytest.importorskip("rich")
 
 from benchmarks import __main__ as command
-from benchmarks import numerics
+from benchmarks import numerics, peers, reference
 
 # Importing and running the peers, where they are installed, is not to fail on their warnings.
 pytestmark = pytest.mark.filterwarnings("default")
@@ -29,7 +29,7 @@ def results(out):
         return numerics.main(["--shape", "8", "4", "4", "3", "--out", str(out)])
 
 
-@pytest.mark.parametrize("column", ["jbn", numerics.JBN])
+@pytest.mark.parametrize("column", ["jbn", peers.JBN])
 @pytest.mark.parametrize("name", numerics.INPUTS)
 def test_jbn_meets_its_targets(results, name, column):
     row = results["inputs"][name][column]
@@ -40,7 +40,7 @@ def test_jbn_meets_its_targets(results, name, column):
 
 
 def test_jbn_meets_its_target_in_the_sweep(results):
-    assert max(results["sweep"][numerics.JBN]) <= numerics.Y_TARGET
+    assert max(results["sweep"][peers.JBN]) <= numerics.Y_TARGET
     assert all(target["met"] for target in results["targets"].values())
 
 
@@ -54,10 +54,10 @@ def test_flax_misses_them(results, column):
 
 
 def test_what_is_not_installed_is_skipped_by_name(results):
-    peers = ("haiku", "equinox", "keras", "torch")
-    missing = {name for name in peers if importlib.util.find_spec(name) is None}
+    names = ("haiku", "equinox", "keras", "torch")
+    missing = {name for name in names if importlib.util.find_spec(name) is None}
     assert set(results["skipped"]) == missing
-    assert set(results["inputs"]["N(0, 1)"]) == set(numerics.LIBRARIES) - missing
+    assert set(results["inputs"]["N(0, 1)"]) == set(peers.LIBRARIES) - missing
 
 
 def test_json_and_picture_are_written(results, out):
@@ -77,28 +77,35 @@ def test_a_nan_never_passes():
     r = np.zeros((4, 2))
     y = r.copy()
     y[0, 0] = np.nan
-    assert math.isnan(numerics.y_error(y, r))
-    assert math.isnan(numerics.gradient_error(y, r + 1))
+    assert math.isnan(reference.error(y, r))
+    assert math.isnan(reference.gradient_error(y, r + 1))
     figures = {"y": math.nan, **dict.fromkeys(numerics.GRADIENTS, math.nan)}
-    inputs = {name: {numerics.JBN: figures} for name in numerics.INPUTS}
-    verdicts = numerics.judge(inputs, {numerics.JBN: [0.0, math.nan]})
+    inputs = {name: {peers.JBN: figures} for name in numerics.INPUTS}
+    verdicts = numerics.judge(inputs, {peers.JBN: [0.0, math.nan]})
     assert not any(verdict["met"] for verdict in verdicts.values())
 
 
 def test_the_error_measure():
     r, first, second = np.array([0.5, 100.0]), np.array([1e-3, 0]), np.array([0, 1e-3])
-    assert numerics.y_error(r + first, r) == pytest.approx(1e-3)
-    assert numerics.y_error(r + second, r) == pytest.approx(1e-5)
-    assert numerics.gradient_error(r + first, r) == pytest.approx(1e-5)
+    assert reference.error(r + first, r) == pytest.approx(1e-3)
+    assert reference.error(r + second, r) == pytest.approx(1e-5)
+    assert reference.gradient_error(r + first, r) == pytest.approx(1e-5)
 
 
 def test_the_command_runs_what_is_named(monkeypatch, capsys):
     calls = []
-    monkeypatch.setitem(command.BENCHMARKS, "numerics", calls.append)
+    monkeypatch.setattr(numerics, "main", calls.append)
     command.main(["--list"])
     assert capsys.readouterr().out.splitlines() == list(command.BENCHMARKS) and not calls
     command.main(["numerics", "--seed", "1"])
     assert calls == [["--seed", "1"]]
+
+
+def test_all_run_where_none_is_named(monkeypatch):
+    calls = []
+    monkeypatch.setattr(command.subprocess, "run", lambda arguments, check: calls.append(arguments[3:]))
+    command.main(["--seed", "1"])
+    assert calls == [[name, "--seed", "1"] for name in command.BENCHMARKS]
 
 
 def test_the_command_refuses_an_unknown_name():
