@@ -89,8 +89,9 @@ def updated(
         old = new[name]
         if jnp.iscomplexobj(value) and not jnp.iscomplexobj(old):
             old = old.astype(_dtypes.promote(old.dtype, value.dtype))
-        value = value.astype(old.dtype)
         kept, taken = (jnp.asarray(w, old.dtype) for w in weights)
-        average = kept * old + taken * value
-        new[name] = jax.lax.stop_gradient(jnp.where(valid, average, old))
+        # Not a select between old and new: under explicit sharding these may be sharded differently.
+        one = valid.astype(old.dtype)
+        value = jnp.where(valid, value, 0).astype(old.dtype)
+        new[name] = jax.lax.stop_gradient((kept * one + (1 - one)) * old + taken * one * value)
     return new
