@@ -70,6 +70,7 @@ def batch_norm_backward(
         _checks.per_channel(f"moments.{name}", getattr(moments, name), shape)
     if jnp.shape(dy) != x.shape:
         raise ValueError(f"`dy` must have the shape of `x`, {x.shape}, got {jnp.shape(dy)}")
+    axis_name = _checks.axis_names(axis_name)
     groups = _checks.index_groups(axis_index_groups, axis_name)
     reduction = Reduction(_checks.reduction_axes(features, x.ndim), axis_name, groups)
     weights = None if mask is None else as_weights(_checks.mask_array(mask, x.shape), x)

@@ -139,6 +139,7 @@ def batch_norm(
     _checks.epsilon_value(epsilon)
     _checks.choice("running_variance", running_variance, _checks.RunningVariance)
     ops.select(implementation)
+    axis_name = _checks.axis_names(axis_name)
     groups = _checks.index_groups(axis_index_groups, axis_name)
     axes = _checks.reduction_axes(features, x.ndim)
     if train is not False:

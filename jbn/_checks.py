@@ -3,7 +3,7 @@
 import math
 import operator
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from typing import Any, Literal, get_args
 
 import jax
@@ -12,7 +12,7 @@ import numpy as np
 from jax.core import Tracer
 
 Axis = int | Sequence[int]
-AxisName = str | tuple[str, ...]
+AxisName = Hashable | Sequence[Hashable]
 AxisIndexGroups = Sequence[Sequence[int]]
 RunningVariance = Literal["biased", "unbiased"]
 
@@ -136,6 +136,13 @@ def mask_array(mask: Any, shape: tuple[int, ...]) -> jax.Array:
             f"mask over the batch axes needs a last axis of one for the features: mask[..., None]"
         )
     return jax.lax.expand_dims(mask, range(len(shape) - mask.ndim))
+
+
+def axis_names(axis_name: Any) -> Any:
+    """`axis_name` in a form that can be hashed: a list becomes a tuple; none at all is None."""
+    if isinstance(axis_name, list | tuple):
+        return tuple(axis_name) or None
+    return axis_name
 
 
 def index_groups(

@@ -95,6 +95,7 @@ def moments(
     """
     x = _checks.input_array(x)
     features = _checks.feature_axes(axis, x.ndim)
+    axis_name = _checks.axis_names(axis_name)
     groups = _checks.index_groups(axis_index_groups, axis_name)
     ops.select(implementation)
     if axis_name is not None:
@@ -199,8 +200,8 @@ def _count(reduction: Reduction, x: Array, weights: Array | None) -> Array:
 def _merge(reduction: Reduction, local: Moments) -> Moments:
     """The moments of all devices' samples, from each device's own (Chan et al. 1979).
 
-    Two all-reduces. The first finds an anchor close to the global mean; the second sums counts,
-    offsets from the anchor and squared deviations, which loses nothing however large the mean is.
+    Two all-reduces. The first finds an anchor close to the global mean; the second sums the offsets
+    from it and the squared deviations, which loses nothing however large the mean is.
     """
     axis_name, groups = reduction.axis_name, reduction.groups
     assert axis_name is not None and local.count is not None and local.remainder is not None

@@ -87,22 +87,6 @@ def gain(var: Array, scale: Array | None, epsilon: Any) -> Array:
     return scale.astype(dtype) * a.astype(dtype)
 
 
-def normalize_batch(
-    reduction: Reduction,
-    x: Array,
-    weights: Array | None,
-    scale: Array | None,
-    bias: Array | None,
-    epsilon: Array,
-) -> tuple[Array, Moments]:
-    """`normalize` with the `moments` of `x` itself, as one operation with one derivative rule.
-
-    The composition of the two public functions has the same value. Differentiated as one, a half
-    precision `dx` is rounded once instead of twice, and x is the only large residual.
-    """
-    return _normalize_batch(reduction, x, weights, scale, bias, epsilon)
-
-
 def _promote(*arrays: Array | None) -> jnp.dtype:
     return _dtypes.promote(*(a.dtype for a in arrays if a is not None))
 
@@ -142,10 +126,10 @@ def _affine_tangent(
 
     terms = [] if t is None else [expand(a) * t.astype(y.dtype)]
     per_channel = [negative(a, v) for v in (tm.mean, tm.remainder) if v is not None]
-    if not tm.var is tscale is tepsilon is None:
+    given = (tm.var, tscale, tepsilon)
+    if any(v is not None for v in given):
         primals = (m.var, scale, epsilon)
         zeros = jax.tree.map(jnp.zeros_like, primals)
-        given = (tm.var, tscale, tepsilon)
         tangents = tuple(z if v is None else v for z, v in zip(zeros, given, strict=True))
         _, ta = jax.jvp(gain, primals, tangents)
         terms.append(d.astype(y.dtype) * expand(ta))
@@ -181,16 +165,28 @@ def _apply_jvp(reduction, primals, tangents):
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
-def _normalize_batch(reduction, x, weights, scale, bias, epsilon):
+def normalize_batch(
+    reduction: Reduction,
+    x: Array,
+    weights: Array | None,
+    scale: Array | None,
+    bias: Array | None,
+    epsilon: Any,
+) -> tuple[Array, Moments]:
+    """`normalize` with the `moments` of `x` itself, as one operation with one derivative rule.
+
+    The composition of the two public functions has the same value. Differentiated as one, a half
+    precision `dx` is rounded once instead of twice, and x is the only large residual.
+    """
     m = batch_moments(reduction, x, weights)
     return _affine(reduction, x, m, scale, bias, epsilon), m
 
 
-@functools.partial(_normalize_batch.defjvp, symbolic_zeros=True)
+@functools.partial(normalize_batch.defjvp, symbolic_zeros=True)
 def _normalize_batch_jvp(reduction, primals, tangents):
     x, weights, *small = primals
     t, tweights, *tsmall = without_zeros(tangents)
-    y, m = _normalize_batch(reduction, *primals)
+    y, m = normalize_batch(reduction, *primals)
 
     # Recomputed in the backward pass, d leaves x itself, in its own dtype, as the one large residual.
     @functools.partial(jax.checkpoint, prevent_cse=False)

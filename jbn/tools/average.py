@@ -45,6 +45,7 @@ def average_stats(
         >>> print(merged["mean"][0], merged["var"][0])
         [1.] [3.]
     """
+    axis_name = _checks.axis_names(axis_name)
     groups = _checks.index_groups(axis_index_groups, axis_name)
     _collectives.require_axis(axis_name, groups)
 
