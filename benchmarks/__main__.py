@@ -1,10 +1,12 @@
 """`python -m benchmarks [name] [arguments]`: one benchmark, or all of them; --list prints the names."""
 
+import importlib
+import os
+import subprocess
 import sys
 
-from benchmarks import numerics
-
-BENCHMARKS = {"numerics": numerics.main}
+BENCHMARKS = ("numerics", "exactness", "devices")
+HOST_DEVICES = {"devices": 8}
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -16,14 +18,25 @@ def main(argv: list[str] | None = None) -> None:
     argv = sys.argv[1:] if argv is None else argv
     if argv == ["--list"]:
         print(*BENCHMARKS, sep="\n")
-        return
-    names = list(BENCHMARKS)
-    if argv and not argv[0].startswith("-"):
-        names, argv = argv[:1], argv[1:]
-    if names[0] not in BENCHMARKS:
-        sys.exit(f"no benchmark {names[0]!r}; there are: {', '.join(BENCHMARKS)}")
-    for name in names:
-        BENCHMARKS[name](argv)
+    elif not argv or argv[0].startswith("-"):
+        for name in BENCHMARKS:
+            # Each in a process of its own: JAX can be set up once only, and no benchmark's threads
+            # and compiled programs are to weigh on the times of another.
+            subprocess.run([sys.executable, "-m", "benchmarks", name, *argv], check=True)
+    elif argv[0] in BENCHMARKS:
+        run(*argv)
+    else:
+        sys.exit(f"no benchmark {argv[0]!r}; there are: {', '.join(BENCHMARKS)}")
+
+
+def run(name: str, *argv: str) -> None:
+    """One benchmark in this process; JAX is imported only here, after the devices are chosen."""
+    if name in HOST_DEVICES:
+        os.environ.setdefault("JAX_PLATFORMS", "cpu")
+        flag, flags = "--xla_force_host_platform_device_count", os.environ.get("XLA_FLAGS", "")
+        if flag not in flags:
+            os.environ["XLA_FLAGS"] = f"{flags} {flag}={HOST_DEVICES[name]}".strip()
+    importlib.import_module(f"benchmarks.{name}").main(list(argv))
 
 
 if __name__ == "__main__":

@@ -56,4 +56,4 @@ def is_first(axis_name: AxisName, groups: Groups | None) -> jax.Array:
     """Whether this device is the first of the axis, or of its group."""
     index = jax.lax.axis_index(axis_name)
     firsts = (0,) if groups is None else tuple(group[0] for group in groups)
-    return jnp.any(jnp.asarray(firsts) == index)
+    return jnp.any(jnp.asarray(firsts, index.dtype) == index)

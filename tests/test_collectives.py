@@ -11,6 +11,7 @@ from jax.sharding import PartitionSpec as P
 
 import jbn
 import reference
+from jbn.ops import xla
 
 DEVICES = 4
 PARAMS, BATCH_STATS = jbn.init(3)
@@ -102,6 +103,19 @@ def test_shard_map(check_vma, where, kind):
     close((dparams, dx, y, stats), expected(x, mask, dy))
 
 
+@pytest.mark.parametrize("spec", [P("a"), P("a", None, "b"), P(None, "a")], ids=str)
+def test_the_program_of_other_platforms_under_explicit_axes(spec):
+    x = jnp.asarray(1e4 + np.random.default_rng(0).standard_normal((8, 6, 4)), jnp.float32)
+    devices = mesh(AxisType.Explicit, (2, 2), ("a", "b"))
+    with jax.set_mesh(devices):
+        sharded = jax.device_put(x, NamedSharding(devices, spec))
+        count = jnp.full(4, 48, x.dtype)
+        mean, remainder, var = jax.jit(lambda x: xla._two_passes(x, None, count, axes=(0, 1)))(sharded)
+    wanted = reference.moments(x)
+    np.testing.assert_allclose(np.asarray(mean, np.float64) + remainder, wanted[0], rtol=1e-10)
+    np.testing.assert_allclose(var, wanted[1], rtol=1e-6)
+
+
 @pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
 @pytest.mark.parametrize("spec", [P("a"), P("a", None, "b"), P(None, None, "b"), P("a", "b")], ids=str)
 def test_jit_over_sharded_arrays_without_a_name(kind, spec):
@@ -187,6 +201,17 @@ def test_means_large_against_the_deviation_stay_exact(mean):
     )(x)
     wanted = reference.batch_norm(x, {})
     assert np.max(np.abs(y - wanted) / np.maximum(1, np.abs(wanted))) <= 1e-6
+
+
+def test_float64_in_strict_mode(x64):
+    x = jnp.asarray(1e8 + np.random.default_rng(0).standard_normal((4, 64, 3)))
+    stats = jbn.init(3, dtype=jnp.float64)[1]
+
+    def local(x):
+        return jbn.batch_norm(x, {}, stats, train=True, axis_name="i")[0]
+
+    y = jax.vmap(local, axis_name="i")(x)
+    assert np.max(np.abs(y - reference.batch_norm(np.asarray(x) - 1e8, {}))) < 1e-12
 
 
 @pytest.mark.parametrize("value", [100.1, 1.234567e7, -3.3e-3])

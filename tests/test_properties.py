@@ -12,6 +12,13 @@ import reference
 from tolerance import tolerance
 
 
+@pytest.fixture(autouse=True)
+def _programs_are_dropped():
+    """Thousands of shapes leave gigabytes of compiled programs behind."""
+    yield
+    jax.clear_caches()
+
+
 @st.composite
 def calls(draw):
     """x, params, batch_stats, keyword arguments, and whether a channel may lack samples."""

@@ -68,7 +68,20 @@ def _one_pass_if_well_conditioned(x, weights, count, axes: Axes):
 
 def _two_passes(x, weights, count, axes: Axes):
     mean = safe_divide(jnp.sum(weighted(weights, x), axes), count)
-    return _repeated_values(x, weights, _corrected(x, weights, count, mean, axes), axes)
+    if weights is not None:
+        return _repeated_values(x, weights, _corrected(x, weights, count, mean, axes), axes)
+    # One of the samples, if it is as near the mean as the rounded mean is, serves as well as a shift,
+    # and is what makes one repeated value come out exactly. Found as a sum, because over a sharded
+    # array sums travel together and a slice would be a collective of its own.
+    first = jnp.sum(x * _first_only(x, axes), axes)
+    near = jnp.abs(first - mean) <= _ROUNDINGS * jnp.finfo(count.dtype).eps * jnp.abs(mean)
+    return _corrected(x, weights, count, jnp.where(near, first, mean), axes)
+
+
+def _first_only(x, axes: Axes):
+    """1 at index 0 of all the reduced axes, 0 elsewhere; of the shape of x."""
+    first = (jax.lax.broadcasted_iota(jnp.int32, x.shape, a) == 0 for a in axes)
+    return functools.reduce(jnp.logical_and, first, jnp.ones(x.shape, bool)).astype(x.dtype)
 
 
 def _corrected(x, weights, count, estimate, axes: Axes):
@@ -118,5 +131,6 @@ def _extremes(x, weights, axes: Axes):
         real, imag = _extremes(x.real, weights, axes), _extremes(x.imag, weights, axes)
         return tuple(map(jax.lax.complex, real, imag))
     present = None if weights is None else weights > 0
-    low = jnp.min(x, axes, initial=jnp.inf, where=present)
-    return low, jnp.max(x, axes, initial=-jnp.inf, where=present)
+    largest = functools.partial(jnp.max, axis=axes, initial=-jnp.inf, where=present)
+    # Two maxima rather than a minimum and a maximum: over a sharded array they travel together.
+    return -largest(-x), largest(x)
