@@ -112,7 +112,9 @@ def test_the_program_of_other_platforms_under_explicit_axes(spec):
         count = jnp.full(4, 48, x.dtype)
         mean, remainder, var = jax.jit(lambda x: xla._two_passes(x, None, count, axes=(0, 1)))(sharded)
     wanted = reference.moments(x)
-    np.testing.assert_allclose(np.asarray(mean, np.float64) + remainder, wanted[0], rtol=1e-10)
+    np.testing.assert_allclose(
+        np.asarray(mean, np.float64) + np.asarray(remainder), wanted[0], rtol=1e-10
+    )
     np.testing.assert_allclose(var, wanted[1], rtol=1e-6)
 
 
