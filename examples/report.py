@@ -44,28 +44,46 @@ class Run(NamedTuple):
 
 def setup(argv: Sequence[str] | None, description: str) -> tuple[argparse.Namespace, data.Digits]:
     """The flags, checked, and the digits they name; leaves with one line on a wrong flag."""
+    return parse(flags(description), argv)
+
+
+def flags(
+    description: str,
+    *,
+    batch_size: int = 32,
+    of_batch: str = "images in a minibatch",
+    learning_rate: float = 1e-3,
+    of_rate: str = "Adam's; every run is repeated at ten times this rate",
+) -> argparse.ArgumentParser:
+    """The flags of every example; an example may add its own before `parse`.
+
+    Args:
+        description: what the example does, in a line.
+        batch_size, learning_rate: their defaults.
+        of_batch, of_rate: what these two are in this example.
+    """
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument(
         "--epochs",
-        type=_whole(1),
+        type=whole(1),
         default=10,
         help="passes over the training images in each run (default: %(default)s)",
     )
     parser.add_argument(
         "--batch-size",
-        type=_whole(2),
-        default=32,
-        help="images in a minibatch, at least 2 (default: %(default)s)",
+        type=whole(2),
+        default=batch_size,
+        help=f"{of_batch}, at least 2 (default: %(default)s)",
     )
     parser.add_argument(
         "--learning-rate",
         type=_positive,
-        default=1e-3,
-        help="Adam's; every run is repeated at ten times this rate (default: %(default)s)",
+        default=learning_rate,
+        help=f"{of_rate} (default: %(default)s)",
     )
     parser.add_argument(
         "--seed",
-        type=_whole(0, 2**32 - 1),
+        type=whole(0, 2**32 - 1),
         default=0,
         help="of the initial parameters and the order of the images, the same in every run "
         "(default: %(default)s)",
@@ -82,17 +100,33 @@ def setup(argv: Sequence[str] | None, description: str) -> tuple[argparse.Namesp
         default=Path("out"),
         help="folder for the results, made if missing (default: %(default)s)",
     )
+    return parser
+
+
+def parse(
+    parser: argparse.ArgumentParser, argv: Sequence[str] | None, *, devices: int = 1
+) -> tuple[argparse.Namespace, data.Digits]:
+    """The flags, checked, and the digits they name; leaves with one line on a wrong flag.
+
+    Args:
+        parser: from `flags`.
+        argv: the command line; None takes the program's.
+        devices: how many devices `--batch-size` is for each of; `minibatch` among the flags is the
+            number of images that all of them take together.
+    """
     args = parser.parse_args(argv)
     try:
         digits = data.load(args.data_dir)
     except (OSError, ValueError) as error:
         parser.error(f"argument --data-dir: {error}")
-    images = len(digits.train_images)
-    if args.batch_size > images:
+    limit = len(digits.train_images) // devices
+    if args.batch_size > limit:
+        share = f" for each of {devices} devices" if devices > 1 else ""
         parser.error(
-            f"argument --batch-size: must be at most {images}, the number of training images, "
+            f"argument --batch-size: must be at most {limit}, the number of training images{share}, "
             f"got {args.batch_size}"
         )
+    args.minibatch = devices * args.batch_size
     try:
         args.out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -100,7 +134,9 @@ def setup(argv: Sequence[str] | None, description: str) -> tuple[argparse.Namesp
     return args, digits
 
 
-def _whole(low: int, high: int | None = None) -> Callable[[str], int]:
+def whole(low: int, high: int | None = None) -> Callable[[str], int]:
+    """The type of a flag that is a whole number, from `low` to `high`."""
+
     def convert(text: str) -> int:
         limits = f"at least {low}" if high is None else f"from {low} to {high}"
         message = f"must be a whole number, {limits}, got {text}"
@@ -145,7 +181,7 @@ def record(
         state: whatever `train_step` carries on.
         train_step: (state, images, labels) -> (state, loss).
         predict: (state, images) -> logits.
-        digits, args: from `setup`.
+        digits, args: from `setup` or `parse`.
         bar: moved on by one per epoch.
 
     Returns:
@@ -154,7 +190,7 @@ def record(
     run = Run(name, learning_rate, [], [], [])
     bar.set_description(f"{name}, rate {learning_rate:g}")
     images, labels = digits.train_images, digits.train_labels
-    for batches in data.shuffled_epochs(len(images), args.batch_size, args.epochs, args.seed):
+    for batches in data.shuffled_epochs(len(images), args.minibatch, args.epochs, args.seed):
         start = time.perf_counter()
         losses = []
         for batch in batches:
