@@ -1,5 +1,8 @@
 """How jbn and its peers are called: every library as functions of the same arrays, in training mode."""
 
+# pyright: reportMissingImports=false
+# The peers are not in the extra that the type checker runs with.
+
 import functools
 import os
 from collections.abc import Callable, Sequence

@@ -64,8 +64,8 @@ def batch_norm_backward(
     x = _checks.input_array(x)
     features = _checks.feature_axes(axis, x.ndim)
     shape = tuple(x.shape[a] for a in features)
-    _checks.params_dict(params, shape)
-    _checks.epsilon_value(epsilon)
+    params = _checks.params_dict(params, shape)
+    epsilon = _checks.epsilon_value(epsilon)
     for name in ("mean", "var", "count"):
         _checks.per_channel(f"moments.{name}", getattr(moments, name), shape)
     if jnp.shape(dy) != x.shape:

@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from jbn import _checks, _collectives, _dtypes, ops
 from jbn._moments import Moments, Reduction, as_weights
@@ -102,7 +101,8 @@ def batch_norm(
             cumulative average: see `jbn.update_running`. Default 0.99.
         epsilon: > 0, added to the variance. Default 1e-5.
         mask: boolean, or float weights >= 0, broadcasting against `x`: see `jbn.moments`. Masked
-            positions are normalized like the rest. Default None.
+            positions are normalized like the rest; in a channel without samples, with mean and variance
+            0, so that y is x * scale / sqrt(epsilon) + bias there. Default None.
         axis_name, axis_index_groups: share the statistics across devices: see `jbn.moments`. Not
             looked at in inference.
         running_variance: "biased" or "unbiased": see `jbn.update_running`.
@@ -111,7 +111,8 @@ def batch_norm(
 
     Returns:
         y: of the shape of `x`.
-        batch_stats: a new dict; the old values where `train` is False.
+        batch_stats: a new dict; the old values where `train` is False, and in the channels that have no
+            samples or whose batch statistics are not finite.
 
     Raises:
         ValueError, TypeError: an argument is not of the form above; raised while tracing.
@@ -132,11 +133,11 @@ def batch_norm(
     x = _checks.input_array(x)
     features = _checks.feature_axes(axis, x.ndim)
     shape = tuple(x.shape[a] for a in features)
-    _checks.train_flag(train)
-    _checks.params_dict(params, shape)
+    train = _checks.train_flag(train)
+    params = _checks.params_dict(params, shape)
     _checks.batch_stats_dict(batch_stats, shape, momentum is None)
     _checks.momentum_value(momentum)
-    _checks.epsilon_value(epsilon)
+    epsilon = _checks.epsilon_value(epsilon)
     _checks.choice("running_variance", running_variance, _checks.RunningVariance)
     ops.select(implementation)
     axis_name = _checks.axis_names(axis_name)
@@ -166,10 +167,14 @@ def batch_norm(
         return y, batch_stats
 
     with jax.named_scope("jbn.batch_norm"):
-        if isinstance(train, (bool, np.bool_)):
+        if isinstance(train, bool):
             return training(batch_stats) if train else inference(batch_stats)
         if jnp.iscomplexobj(x):
             batch_stats["mean"] = batch_stats["mean"].astype(x.dtype)
+        # Both branches must vary over the same devices, which in training x and the mask decide.
+        for v in (x, mask) if mask is not None else (x,):
+            nothing = jnp.sum(jnp.zeros_like(v)).real
+            batch_stats = {name: s + nothing.astype(s.dtype) for name, s in batch_stats.items()}
         return jax.lax.cond(train, training, inference, batch_stats)
 
 

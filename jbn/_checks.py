@@ -1,6 +1,5 @@
 """What a call may be given: every check of an argument, made while tracing, before any arithmetic."""
 
-import math
 import operator
 import warnings
 from collections.abc import Hashable, Iterable, Mapping, Sequence
@@ -57,7 +56,7 @@ def input_array(x: Any) -> jax.Array:
 
 def per_channel(name: str, value: Any, shape: tuple[int, ...]) -> None:
     """One value per channel: the shape must be that of the feature axes of `x`."""
-    got = None if value is None else jnp.shape(value)
+    got = None if value is None else np.shape(value)
     if got != shape:
         raise ValueError(
             f"`{name}` must have the shape of the feature axes of `x`, {shape}, got {got}; pass the "
@@ -65,14 +64,14 @@ def per_channel(name: str, value: Any, shape: tuple[int, ...]) -> None:
         )
 
 
-def params_dict(params: Any, shape: tuple[int, ...]) -> None:
-    """`params` holds `scale` and `bias`, either, or neither."""
+def params_dict(params: Any, shape: tuple[int, ...]) -> dict[str, jax.Array]:
+    """`params`, which holds `scale` and `bias`, either, or neither, as floating-point arrays."""
     if not isinstance(params, Mapping):
         raise TypeError(
             f"`params` must be a mapping with 'scale' and 'bias' (either may be left out), "
             f"got {type(params).__name__}"
         )
-    unknown = sorted(set(params) - {"scale", "bias"})
+    unknown = sorted(str(name) for name in params if name not in ("scale", "bias"))
     if unknown:
         raise ValueError(
             f"`params` may hold 'scale' and 'bias', got {unknown} besides; other libraries' names "
@@ -80,6 +79,11 @@ def params_dict(params: Any, shape: tuple[int, ...]) -> None:
         )
     for name, value in params.items():
         per_channel(f"params['{name}']", value, shape)
+    arrays = {name: jnp.asarray(value) for name, value in params.items()}
+    return {
+        name: v if jnp.issubdtype(v.dtype, jnp.inexact) else v.astype(jnp.float32)
+        for name, v in arrays.items()
+    }
 
 
 def batch_stats_dict(batch_stats: Any, shape: tuple[int, ...], cumulative: bool) -> None:
@@ -97,24 +101,43 @@ def batch_stats_dict(batch_stats: Any, shape: tuple[int, ...], cumulative: bool)
         )
     for name in ("mean", "var", *(["count"] if cumulative else [])):
         per_channel(f"batch_stats['{name}']", batch_stats[name], shape)
+    for name in ("mean", "var"):
+        dtype = jnp.asarray(batch_stats[name]).dtype
+        if not jnp.issubdtype(dtype, jnp.inexact):
+            raise TypeError(
+                f"`batch_stats['{name}']` must be floating-point, or every update would be truncated, "
+                f"got dtype {dtype}"
+            )
 
 
-def epsilon_value(epsilon: Any) -> None:
-    """`epsilon` is positive; a traced one cannot be looked at."""
+def epsilon_value(epsilon: Any) -> Any:
+    """`epsilon` as a float, positive; a traced one cannot be looked at."""
     if isinstance(epsilon, Tracer):
-        return
-    if not float(epsilon) > 0 or not math.isfinite(epsilon):
+        return epsilon if jnp.issubdtype(epsilon.dtype, jnp.inexact) else epsilon.astype(jnp.float32)
+    epsilon = _number("epsilon", epsilon)
+    limits = jnp.finfo(jnp.float32)
+    if not float(limits.tiny) <= epsilon <= float(limits.max):
         raise ValueError(
-            f"`epsilon` must be a positive finite number, got {epsilon!r}; it is added to the variance "
-            f"so that a constant channel is not divided by zero"
+            f"`epsilon` must be a positive finite number, got {epsilon!r}; it is added to the "
+            f"variance, in float32, so that a constant channel is not divided by zero"
         )
+    return epsilon
+
+
+def _number(name: str, value: Any) -> float:
+    try:
+        if isinstance(value, str):
+            raise TypeError
+        return float(value)
+    except (TypeError, ValueError):
+        raise TypeError(f"`{name}` must be a number or a scalar array, got {value!r}") from None
 
 
 def momentum_value(momentum: Any) -> None:
     """`momentum` lies in [0, 1] or is None; a traced one cannot be looked at."""
     if momentum is None or isinstance(momentum, Tracer):
         return
-    if not 0.0 <= float(momentum) <= 1.0:
+    if not 0.0 <= _number("momentum", momentum) <= 1.0:
         raise ValueError(
             f"`momentum` must lie in [0, 1] or be None (cumulative), got {momentum!r}; it is the "
             f"weight of the OLD statistics: PyTorch's momentum m is 1 - m here"
@@ -126,11 +149,8 @@ def mask_array(mask: Any, shape: tuple[int, ...]) -> jax.Array:
     mask = jnp.asarray(mask)
     if jnp.issubdtype(mask.dtype, jnp.complexfloating):
         raise TypeError(f"`mask` must be boolean or real weights >= 0, got dtype {mask.dtype}")
-    try:
-        fits = np.broadcast_shapes(mask.shape, shape) == tuple(shape)
-    except ValueError:
-        fits = False
-    if not fits:
+    sizes = zip(reversed(mask.shape), reversed(shape), strict=False)
+    if mask.ndim > len(shape) or not all(m in (1, n) for m, n in sizes):
         raise ValueError(
             f"`mask` must broadcast against `x`, of shape {tuple(shape)}, got shape {mask.shape}; a "
             f"mask over the batch axes needs a last axis of one for the features: mask[..., None]"
@@ -172,12 +192,13 @@ def choice(name: str, value: Any, literal: Any) -> None:
         raise ValueError(f"`{name}` must be one of {get_args(literal)}, got {value!r}")
 
 
-def train_flag(train: Any) -> None:
-    """`train` is a bool, or a traced or concrete boolean scalar."""
+def train_flag(train: Any) -> Any:
+    """`train` as a bool, or traced: a boolean scalar."""
     if isinstance(train, (bool, np.bool_)):
-        return
+        return bool(train)
     if getattr(train, "shape", None) != () or getattr(train, "dtype", None) != jnp.bool_:
         raise TypeError(f"`train` must be a bool or a boolean scalar array, got {train!r}")
+    return train if isinstance(train, Tracer) else bool(train)
 
 
 def warn_if_single(count: int) -> None:
@@ -186,5 +207,5 @@ def warn_if_single(count: int) -> None:
         warnings.warn(
             "batch norm in training with one value per channel: the output is `bias` and the batch "
             "variance 0, whatever `x` is; use a larger batch, `axis_name`, or train=False",
-            stacklevel=4,
+            stacklevel=3,
         )

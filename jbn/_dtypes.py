@@ -27,4 +27,6 @@ def output(x: jax.Array, dtype: Any) -> jnp.dtype:
     """The dtype of y: as asked for, else that of `x`; complex stays complex."""
     if dtype is None:
         return x.dtype
+    if not jnp.issubdtype(dtype, jnp.inexact):
+        raise TypeError(f"`dtype` must be a floating-point or complex dtype, got {dtype!r}")
     return promote(dtype, x.dtype) if jnp.iscomplexobj(x) else jnp.dtype(dtype)

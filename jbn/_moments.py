@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
 
 from jbn import _checks, _collectives, _dtypes, ops
-from jbn.ops.xla import safe_divide, squared, weighted
+from jbn.ops.xla import nan_unless_finite, safe_divide, squared, weighted
 
 Array = jax.Array
 
@@ -64,7 +64,8 @@ def moments(
     means and squared deviations.
 
     A channel without samples has mean 0, variance 0 and count 0. A channel with a NaN or inf that is
-    not masked has mean and variance NaN; the other channels are not affected.
+    not masked, or whose squared deviations overflow (beyond about 1e18 in float32), has variance NaN;
+    the other channels are not affected.
 
     Args:
         x: (..., C) array of rank 1 or more: real, integer (promoted to float32) or complex.
@@ -132,7 +133,7 @@ def deviation(reduction: Reduction, x: Array, weights: Array | None, m: Moments)
     """
     x = x.astype(_dtypes.promote(x.dtype))
     d = x - jax.lax.expand_dims(m.mean, reduction.axes)
-    return d if weights is None else jnp.where((weights > 0) | jnp.isfinite(x), d, 0)
+    return d if weights is None else jnp.where((weights > 0) | jnp.isfinite(d), d, 0)
 
 
 def moments_tangent(
@@ -160,7 +161,9 @@ def moments_tangent(
     if t is not None:
         wt = weighted(weights, t)
         first = jnp.sum(wt, axes)
-        second = 2 * (jnp.sum(_real_product(d, wt), axes) - _real_product(m.remainder, first))
+        # Where the weight is 0, d may be as large as the padding is: its product would overflow.
+        present = d if weights is None else jnp.where(weights > 0, d, 0)
+        second = 2 * (jnp.sum(_real_product(present, wt), axes) - _real_product(m.remainder, first))
     if tweights is not None:
         d = d - jax.lax.expand_dims(m.remainder, axes)
         centred = squared(d) - jax.lax.expand_dims(m.var, axes)
@@ -223,11 +226,11 @@ def _merge(reduction: Reduction, local: Moments) -> Moments:
     offset, var = _collectives.psum(
         (weighted(count, offset), count * (local.var + squared(offset))), axis_name, groups
     )
-    offset = safe_divide(offset, total)
-    offset = jnp.where(jnp.isfinite(offset), offset, jnp.nan)
+    offset = nan_unless_finite(safe_divide(offset, total))
     var = safe_divide(var, total) - squared(offset)
+    var = nan_unless_finite(jnp.where(var < 0, 0, var))
     mean = anchor + offset
-    return Moments(mean, jnp.where(var < 0, 0, var), total, (anchor - mean) + offset)
+    return Moments(mean, var, total, (anchor - mean) + offset)
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))

@@ -66,10 +66,10 @@ def normalize(
     features = _checks.feature_axes(axis, x.ndim)
     shape = tuple(x.shape[a] for a in features)
     params = {} if params is None else params
-    _checks.params_dict(params, shape)
+    params = _checks.params_dict(params, shape)
     for name in ("mean", "var"):
         _checks.per_channel(f"moments.{name}", getattr(moments, name), shape)
-    _checks.epsilon_value(epsilon)
+    epsilon = _checks.epsilon_value(epsilon)
     reduction = Reduction(_checks.reduction_axes(features, x.ndim))
     weights = None if mask is None else as_weights(_checks.mask_array(mask, x.shape), x)
     m = Moments(jnp.asarray(moments.mean), jnp.asarray(moments.var), None, moments.remainder)

@@ -7,6 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import linen as nn
+from flax import nnx
+from flax.core import FrozenDict
 from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
@@ -57,6 +59,22 @@ def test_a_collection_of_layers_and_other_statistics():
     np.testing.assert_array_equal(result["block"]["norm"]["count"], np.arange(4))
     np.testing.assert_array_equal(result["block"]["norm"]["extra"], 1.5)
     assert jax.tree.structure(result) == jax.tree.structure(collection)
+
+
+@pytest.mark.parametrize("kind", ["FrozenDict", "nnx.State"])
+def test_other_mappings_keep_their_type_and_count_the_spread(kind):
+    stats = jax.vmap(each_device)(X)
+    if kind == "FrozenDict":
+        collection = FrozenDict(stats)
+    else:
+        state = nnx.state(jbn.nnx.BatchNorm(3, rngs=nnx.Rngs(0)), nnx.BatchStat)
+        nnx.replace_by_pure_dict(state, stats)
+        collection = state
+    result = jax.vmap(lambda s: jbn.tools.average_stats(s, "i"), axis_name="i")(collection)
+    assert isinstance(result, type(collection))
+    whole = np.asarray(X, np.float64).reshape(-1, 3)
+    var = jax.tree.leaves(result["var"])[0]
+    np.testing.assert_allclose(var[0], whole.var(0), **tolerance("float32", 200))
 
 
 def test_a_linen_collection(standard_promotion):

@@ -296,3 +296,88 @@ def test_every_keyword_is_documented():
         documented = inspect.getdoc(function) or ""
         for name in inspect.signature(function).parameters:
             assert re.search(rf"^ +(\w+, )*{name}(, \w+)*: ", documented, re.M), (function, name)
+
+
+@pytest.mark.parametrize("mean", [1e18, 1e25])
+def test_squares_that_overflow_are_seen_not_zeroed(mean):
+    """Beyond about 1e18 float32 has no squares: the deviations must stay below, the mean need not."""
+    x = (mean * (1 + 1e-5 * np.random.default_rng(0).standard_normal((2000, 3)))).astype(np.float32)
+    y, _ = jbn.batch_norm(x, {}, jbn.init(3)[1], train=True)
+    if mean == 1e18:
+        close(y, reference.batch_norm(x, {}), reduced=2000)
+    else:
+        assert np.isnan(y).all()
+
+
+def test_padding_with_the_largest_number_reaches_no_gradient():
+    x, params, batch_stats, _ = cases.NAMES["sequence"].make()
+    mask = jnp.ones((3, 5, 1), bool).at[1, 2:].set(False)
+
+    def loss(x, params):
+        y, _ = jbn.batch_norm(x, params, batch_stats, train=True, mask=mask)
+        return jnp.sum(jnp.sin(jnp.where(mask, y, 0)))
+
+    expected = jax.grad(loss, (0, 1))(x, params)
+    padded = jnp.where(mask, x, jnp.finfo(jnp.float32).min)
+    actual = jax.grad(loss, (0, 1))(padded, params)
+    jax.tree.map(lambda a, b: close(a, b, reduced=15), actual, expected)
+    assert np.isfinite(jax.hessian(loss)(padded, params)).all()
+
+
+def test_integer_epsilon_and_parameters_have_gradients():
+    x, _, batch_stats, _ = cases.NAMES["mlp"].make()
+
+    def loss(x, epsilon, scale):
+        y, _ = jbn.batch_norm(x, {"scale": scale}, batch_stats, train=True, epsilon=epsilon)
+        return jnp.sum(y**3)
+
+    expected = jax.grad(loss)(x, 1.0, jnp.full(4, 2.0))
+    close(jax.grad(loss)(x, 1, np.full(4, 2)), expected, reduced=6)
+    close(jax.grad(loss)(x, np.int32(1), [2, 2, 2, 2]), expected, reduced=6)
+
+
+@pytest.mark.parametrize("value", [1e-25, 3e-20, -1e-38])
+def test_a_tiny_constant_gives_exactly_bias(value):
+    y, _ = jbn.batch_norm(np.full((7, 3), value, np.float32), {}, jbn.init(3)[1], train=True)
+    np.testing.assert_array_equal(y, 0)
+
+
+def test_a_channel_of_inf_has_no_variance():
+    m = jbn.moments(jnp.ones((5, 2)).at[:, 0].set(jnp.inf))
+    np.testing.assert_array_equal(m.var, [np.nan, 0])
+    np.testing.assert_array_equal(m.mean, [np.nan, 1])
+
+
+def test_a_traced_train_flag_under_checked_shard_map():
+    x, params, batch_stats, _ = cases.NAMES["mlp"].make()
+    x = jnp.concatenate([x, x[:2]])
+    devices = jax.make_mesh((4,), ("i",), axis_types=(jax.sharding.AxisType.Auto,))
+    rows, whole = jax.sharding.PartitionSpec("i"), jax.sharding.PartitionSpec()
+
+    def local(x, flag):
+        y, stats = jbn.batch_norm(x, params, batch_stats, train=flag)
+        return y, jax.tree.map(lambda v: v[None], stats)
+
+    mapped = jax.shard_map(local, mesh=devices, in_specs=(rows, whole), out_specs=rows)
+    for flag in (True, False):
+        y, stats = jax.jit(mapped)(x, flag)
+        for device in range(4):
+            part = slice(2 * device, 2 * device + 2)
+            expected = jbn.batch_norm(x[part], params, batch_stats, train=flag)
+            actual = y[part], jax.tree.map(lambda v, d=device: v[d], stats)
+            jax.tree.map(lambda a, b: close(a, b, reduced=6), actual, expected)
+
+
+def test_clean_data_passes_debug_nans_without_jit():
+    x, params, batch_stats, _ = cases.NAMES["mlp"].make()
+    with jax.debug_nans(True), jax.disable_jit():
+        y, _ = jbn.batch_norm(x, params, batch_stats, train=True)
+    close(y, reference.batch_norm(x, params), reduced=6)
+
+
+def test_a_concrete_flag_as_an_array_does_not_recompile():
+    x, params, batch_stats, _ = cases.NAMES["mlp"].make()
+    jbn.batch_norm(x, params, batch_stats, train=True)
+    before = jbn._batch_norm._train._cache_size()
+    jbn.batch_norm(x, params, batch_stats, train=jnp.array(True))
+    assert jbn._batch_norm._train._cache_size() == before

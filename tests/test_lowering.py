@@ -116,6 +116,17 @@ def test_symbolic_batch_size():
     assert exported.call(jnp.ones((3, 8, 8, 16))).shape == (3, 8, 8, 16)
 
 
+def test_symbolic_sizes_with_a_mask():
+    scope = export.SymbolicScope()
+    shapes = [export.symbolic_shape(s, scope=scope) for s in ("rows, steps, 16", "rows, steps, 1")]
+    call = jax.jit(lambda x, mask: jbn.batch_norm(x, PARAMS, BATCH_STATS, train=True, mask=mask)[0])
+    arguments = (jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes)
+    x = jnp.asarray(np.random.default_rng(0).standard_normal((3, 5, 16)), jnp.float32)
+    mask = jnp.ones((3, 5, 1)).at[0, 3:].set(0)
+    exported = export.export(call)(*arguments)
+    np.testing.assert_allclose(exported.call(x, mask), call(x, mask), rtol=1e-5, atol=1e-5)
+
+
 def test_ahead_of_time_compilation():
     x = jnp.asarray(np.random.default_rng(0).standard_normal(SHAPE), jnp.float32)
     y, _ = compiled(train, X, PARAMS)(x, PARAMS)

@@ -57,10 +57,16 @@ def weighted(weights: Array | None, d: Array) -> Array:
     return d if weights is None else weights.astype(d.dtype) * d
 
 
+def nan_unless_finite(v: Array) -> Array:
+    """NaN for inf too: what overflowed is to be seen, not normalized to 0."""
+    # Not a literal NaN, which would trip jax.debug_nans where there is none.
+    return jnp.where(jnp.isfinite(v), v, v - v)
+
+
 def _one_pass_if_well_conditioned(x, weights, count, axes: Axes):
     mean, var = _about(x, weights, count, None, axes)
     return jax.lax.cond(
-        jnp.all(squared(mean) <= _WELL_CONDITIONED * var),
+        jnp.all((jnp.abs(mean) <= jnp.sqrt(_WELL_CONDITIONED * var)) & jnp.isfinite(var)),
         lambda: (mean, jnp.zeros_like(mean), var),
         lambda: _repeated_values_if_any(x, weights, _corrected(x, weights, count, mean, axes), axes),
     )
@@ -98,9 +104,9 @@ def _about(x, weights, count, shift: Array | None, axes: Axes):
     offset = safe_divide(jnp.sum(weighted(weights, d), axes), count)
     # A select, not arithmetic: left bare, XLA recomputes the division inside each consumer and may
     # contract it with the consumer's addition, so that two consumers see two different means.
-    offset = jnp.where(jnp.isfinite(offset), offset, jnp.nan)
+    offset = nan_unless_finite(offset)
     var = safe_divide(jnp.sum(weighted(weights, squared(d)), axes), count) - squared(offset)
-    return offset, jnp.where(var < 0, 0, var)
+    return offset, nan_unless_finite(jnp.where(var < 0, 0, var))
 
 
 def _repeated_values_if_any(x, weights, moments, axes: Axes):
@@ -117,7 +123,7 @@ def _repeated_values(x, weights, moments, axes: Axes):
     """The moments, exact where all samples of a channel are one value: that value, 0 and 0."""
     mean, remainder, var = moments
     low, high = _extremes(x, weights, axes)
-    repeated = low == high
+    repeated = (low == high) & jnp.isfinite(low)
     return (
         jnp.where(repeated, low, mean),
         jnp.where(repeated, 0, remainder),

@@ -1,11 +1,12 @@
 """Running statistics of devices that trained without synchronization, merged before evaluation."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from jbn import _checks, _collectives
+from jbn import _checks, _collectives, _dtypes
 from jbn.ops.xla import squared
 
 
@@ -25,8 +26,8 @@ def average_stats(
     apart. Any other statistic is averaged if it is a floating-point array, and kept if not.
 
     Args:
-        batch_stats: the statistics of one layer, or a pytree of dicts with those of many (Flax's
-            `batch_stats` collection), each with "mean" and "var".
+        batch_stats: the statistics of one layer, or a pytree of mappings with those of many
+            (Linen's `batch_stats` collection, NNX's state of `nnx.BatchStat`), each with "mean", "var".
         axis_name: name, or names, of the mapped axes; call it inside `jax.shard_map`, `jax.pmap` or
             `jax.vmap`.
         axis_index_groups: as in `jbn.moments`.
@@ -50,18 +51,25 @@ def average_stats(
     _collectives.require_axis(axis_name, groups)
 
     def average(value):
-        total, count = _collectives.psum((value, jnp.ones_like(value)), axis_name, groups)
-        return total / count
+        value = jnp.asarray(value)
+        if not jnp.issubdtype(value.dtype, jnp.inexact):
+            return value
+        wide = value.astype(_dtypes.promote(value.dtype))
+        total, count = _collectives.psum((wide, jnp.ones_like(wide)), axis_name, groups)
+        return (total / count).astype(value.dtype)
 
     def is_layer(node):
-        return isinstance(node, dict) and {"mean", "var"} <= set(node)
+        return isinstance(node, Mapping) and {"mean", "var"} <= set(node)
 
     def merge(node):
         if not is_layer(node):
-            return average(node) if jnp.issubdtype(node.dtype, jnp.inexact) else node
-        others = {name: merge(value) for name, value in node.items() if name not in ("mean", "var")}
-        mean = average(node["mean"])
-        spread = squared(node["mean"] - mean).astype(node["var"].dtype)
-        return {**others, "mean": mean, "var": average(node["var"] + spread)}
+            return average(node)
+        mean = jax.tree.map(average, node["mean"])
+        spread = jax.tree.map(lambda local, merged: squared(local - merged), node["mean"], mean)
+        leaves, treedef = jax.tree.flatten(node["var"])
+        total = [v + s.astype(v.dtype) for v, s in zip(leaves, jax.tree.leaves(spread), strict=True)]
+        var = jax.tree.map(average, jax.tree.unflatten(treedef, total))
+        others = {k: jax.tree.map(average, v) for k, v in node.items() if k not in ("mean", "var")}
+        return type(node)({**others, "mean": mean, "var": var})
 
     return jax.tree.map(merge, batch_stats, is_leaf=is_layer)
