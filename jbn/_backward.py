@@ -73,7 +73,7 @@ def batch_norm_backward(
     axis_name = _checks.axis_names(axis_name)
     groups = _checks.index_groups(axis_index_groups, axis_name)
     reduction = Reduction(_checks.reduction_axes(features, x.ndim), axis_name, groups)
-    weights = None if mask is None else as_weights(_checks.mask_array(mask, x.shape), x)
+    weights = as_weights(mask, x)
     assert moments.count is not None
 
     def expand(v):

@@ -135,7 +135,7 @@ def batch_norm(
     shape = tuple(x.shape[a] for a in features)
     train = _checks.train_flag(train)
     params = _checks.params_dict(params, shape)
-    _checks.batch_stats_dict(batch_stats, shape, momentum is None)
+    batch_stats = _checks.batch_stats_dict(batch_stats, shape, momentum is None)
     _checks.momentum_value(momentum)
     epsilon = _checks.epsilon_value(epsilon)
     _checks.choice("running_variance", running_variance, _checks.RunningVariance)
@@ -153,7 +153,6 @@ def batch_norm(
     out = _dtypes.output(x, dtype)
     if out in (jnp.float64, jnp.complex128):
         x = x.astype(out)
-    batch_stats = {name: jnp.asarray(value) for name, value in batch_stats.items()}
 
     def training(batch_stats):
         reduction = Reduction(axes, axis_name, groups, implementation)
@@ -180,7 +179,7 @@ def batch_norm(
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
 def _train(reduction, running_variance, dtype, x, params, batch_stats, mask, decays, epsilon):
-    weights = None if mask is None else as_weights(mask, x)
+    weights = as_weights(mask, x)
     y, m = normalize_batch(reduction, x, weights, params.get("scale"), params.get("bias"), epsilon)
     return y.astype(dtype), updated(batch_stats, m, decays, running_variance)
 

@@ -86,8 +86,10 @@ def params_dict(params: Any, shape: tuple[int, ...]) -> dict[str, jax.Array]:
     }
 
 
-def batch_stats_dict(batch_stats: Any, shape: tuple[int, ...], cumulative: bool) -> None:
-    """`batch_stats` holds `mean` and `var`, and `count` where the average is cumulative."""
+def batch_stats_dict(
+    batch_stats: Any, shape: tuple[int, ...], cumulative: bool
+) -> dict[str, jax.Array]:
+    """`batch_stats`, which holds `mean` and `var`, and `count` where it is cumulative, as arrays."""
     if not isinstance(batch_stats, Mapping) or not {"mean", "var"} <= set(batch_stats):
         got = sorted(batch_stats) if isinstance(batch_stats, Mapping) else type(batch_stats).__name__
         raise ValueError(
@@ -101,13 +103,15 @@ def batch_stats_dict(batch_stats: Any, shape: tuple[int, ...], cumulative: bool)
         )
     for name in ("mean", "var", *(["count"] if cumulative else [])):
         per_channel(f"batch_stats['{name}']", batch_stats[name], shape)
+    arrays = {name: jnp.asarray(value) for name, value in batch_stats.items()}
     for name in ("mean", "var"):
-        dtype = jnp.asarray(batch_stats[name]).dtype
+        dtype = arrays[name].dtype
         if not jnp.issubdtype(dtype, jnp.inexact):
             raise TypeError(
                 f"`batch_stats['{name}']` must be floating-point, or every update would be truncated, "
                 f"got dtype {dtype}"
             )
+    return arrays
 
 
 def epsilon_value(epsilon: Any) -> Any:

@@ -102,14 +102,16 @@ def moments(
     if axis_name is not None:
         _collectives.require_axis(axis_name, groups)
     reduction = Reduction(_checks.reduction_axes(features, x.ndim), axis_name, groups, implementation)
-    weights = None if mask is None else as_weights(_checks.mask_array(mask, x.shape), x)
+    weights = as_weights(mask, x)
     with jax.named_scope("jbn.moments"):
         return _jitted_moments(reduction, x, weights)
 
 
-def as_weights(mask: Array, x: Array) -> Array:
-    """The mask as weights in the real dtype of the statistics."""
-    return mask.astype(_dtypes.real(_dtypes.promote(x.dtype)))
+def as_weights(mask: Any, x: Array) -> Array | None:
+    """The mask, checked, as weights in the real dtype of the statistics; None where there is none."""
+    if mask is None:
+        return None
+    return _checks.mask_array(mask, x.shape).astype(_dtypes.real(_dtypes.promote(x.dtype)))
 
 
 def batch_moments(reduction: Reduction, x: Array, weights: Array | None) -> Moments:

@@ -71,7 +71,7 @@ def normalize(
         _checks.per_channel(f"moments.{name}", getattr(moments, name), shape)
     epsilon = _checks.epsilon_value(epsilon)
     reduction = Reduction(_checks.reduction_axes(features, x.ndim))
-    weights = None if mask is None else as_weights(_checks.mask_array(mask, x.shape), x)
+    weights = as_weights(mask, x)
     m = Moments(jnp.asarray(moments.mean), jnp.asarray(moments.var), None, moments.remainder)
     with jax.named_scope("jbn.normalize"):
         y = _jitted_apply(reduction, x, weights, m, params.get("scale"), params.get("bias"), epsilon)

@@ -52,7 +52,11 @@ def update_running(
     """
     _checks.momentum_value(momentum)
     _checks.choice("running_variance", running_variance, _checks.RunningVariance)
-    _checks.batch_stats_dict(batch_stats, jnp.shape(moments.mean), momentum is None)
+    batch_stats = _checks.batch_stats_dict(batch_stats, jnp.shape(moments.mean), momentum is None)
+    if running_variance == "unbiased" and moments.count is None:
+        raise ValueError(
+            "`running_variance='unbiased'` needs the number of samples, got moments with count=None"
+        )
     return updated(batch_stats, moments, decay(momentum), running_variance)
 
 
@@ -71,16 +75,12 @@ def updated(
     batch = {"mean": moments.mean, "var": moments.var}
     n = moments.count
     if running_variance == "unbiased":
-        if n is None:
-            raise ValueError(
-                "`running_variance='unbiased'` needs the number of samples, got moments with count=None"
-            )
         batch["var"] = moments.var * jnp.where(n > 1, n / jnp.where(n > 1, n - 1, 1), 1)
     valid = jnp.isfinite(moments.mean) & jnp.isfinite(moments.var)
     if n is not None:
         valid = valid & (n > 0)
 
-    new = {name: jnp.asarray(value) for name, value in batch_stats.items()}
+    new = dict(batch_stats)
     if weights is None:
         new["count"] = new["count"] + valid.astype(new["count"].dtype)
         seen = jnp.maximum(new["count"], 1).astype(_dtypes.real(moments.mean.dtype))
