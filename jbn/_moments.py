@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
 
 from jbn import _checks, _collectives, _dtypes, ops
-from jbn.ops.xla import nan_unless_finite, safe_divide, squared, weighted
+from jbn.ops.xla import again, nan_unless_finite, safe_divide, squared, weighted
 
 Array = jax.Array
 
@@ -116,10 +116,7 @@ def as_weights(mask: Any, x: Array) -> Array | None:
 
 def batch_moments(reduction: Reduction, x: Array, weights: Array | None) -> Moments:
     """The forward pass of `moments`, on checked arguments and without a derivative rule."""
-    x = x.astype(_dtypes.promote(x.dtype))
     count = _count(reduction, x, weights)
-    if weights is not None:
-        x = jnp.where(weights > 0, x, 0)
     op = ops.select(reduction.implementation)
     mean, remainder, var = op.moments(x, weights, count, reduction.axes)
     if reduction.axis_name is not None:
@@ -136,6 +133,12 @@ def deviation(reduction: Reduction, x: Array, weights: Array | None, m: Moments)
     x = x.astype(_dtypes.promote(x.dtype))
     d = x - jax.lax.expand_dims(m.mean, reduction.axes)
     return d if weights is None else jnp.where((weights > 0) | jnp.isfinite(d), d, 0)
+
+
+def deviation_again(reduction: Reduction, x: Array, weights: Array | None, m: Moments) -> Array:
+    """The same for a sum, where the other is for elementwise arithmetic: see `again` of ops/xla.py."""
+    x, weights, m = jax.tree.map(again, (x, weights, m))
+    return deviation(reduction, x, weights, m)
 
 
 def moments_tangent(
@@ -199,7 +202,7 @@ def _count(reduction: Reduction, x: Array, weights: Array | None) -> Array:
         return _local_count(reduction, x.shape, weights)
     features = tuple(n for a, n in enumerate(x.shape) if a not in reduction.axes)
     samples = math.prod(x.shape[a] for a in reduction.axes)
-    return jnp.full(features, samples, _dtypes.real(x.dtype))
+    return jnp.full(features, samples, _dtypes.real(_dtypes.promote(x.dtype)))
 
 
 def _merge(reduction: Reduction, local: Moments) -> Moments:

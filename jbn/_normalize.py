@@ -15,6 +15,7 @@ from jbn._moments import (
     as_weights,
     batch_moments,
     deviation,
+    deviation_again,
     moments_tangent,
     without_zeros,
     zeros_for_none,
@@ -158,7 +159,7 @@ def _apply_jvp(reduction, primals, tangents):
 
     @functools.partial(jax.checkpoint, prevent_cse=False)
     def tangent(y, x, weights, m, small, t, tm, tsmall):
-        d = deviation(reduction, x, weights, m)
+        d = deviation_again(reduction, x, weights, m)
         return _affine_tangent(reduction, y, d, m, small, t, tm, tsmall)
 
     return y, tangent(y, x, weights, m, small, t, tm, tsmall)
@@ -194,6 +195,7 @@ def _normalize_batch_jvp(reduction, primals, tangents):
         d = deviation(reduction, x, weights, m)
         t = None if t is None else t.astype(d.dtype)
         tm = moments_tangent(reduction, d, weights, m, t, tweights)
+        d = deviation_again(reduction, x, weights, m)
         return _affine_tangent(reduction, y, d, m, small, t, tm, tsmall), tm
 
     ty, tm = tangent(y, x, weights, m, small, t, tweights, tsmall)

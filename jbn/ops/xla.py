@@ -13,6 +13,8 @@ import functools
 import jax
 import jax.numpy as jnp
 
+from jbn import _dtypes
+
 Array = jax.Array
 Axes = tuple[int, ...]
 
@@ -26,7 +28,7 @@ def moments(x: Array, weights: Array | None, count: Array, axes: Axes) -> tuple[
     """Weighted mean, its remainder and variance of `x` over `axes`; see `jbn.moments`.
 
     Args:
-        x: float32 at least (or complex), finite where the weight is 0.
+        x: real or complex; may be anything where the weight is 0.
         weights: non-negative, of the rank of `x`, broadcasting against it; None for all ones.
         count: the sum of the weights per channel.
         axes: the axes to reduce.
@@ -38,6 +40,16 @@ def moments(x: Array, weights: Array | None, count: Array, axes: Axes) -> tuple[
         cpu=functools.partial(_one_pass_if_well_conditioned, axes=axes),
         default=functools.partial(_two_passes, axes=axes),
     )
+
+
+def again(v: Array) -> Array:
+    """The same array, for one more reduction over it.
+
+    XLA:CPU hands a sum to a library that computes what is summed on the way, unless something else
+    needs it as well: then x - mean, or x in float32, is written to memory first. Behind a barrier it
+    does not see that it is the same. Elsewhere it is to see it: there one pass makes several sums.
+    """
+    return jax.lax.platform_dependent(v, cpu=jax.lax.optimization_barrier, default=lambda v: v)
 
 
 def squared(d: Array) -> Array:
@@ -73,6 +85,7 @@ def _one_pass_if_well_conditioned(x, weights, count, axes: Axes):
 
 
 def _two_passes(x, weights, count, axes: Axes):
+    x = _samples(x, weights)
     mean = safe_divide(jnp.sum(weighted(weights, x), axes), count)
     if weights is not None:
         return _repeated_values(x, weights, _corrected(x, weights, count, mean, axes), axes)
@@ -100,13 +113,26 @@ def _corrected(x, weights, count, estimate, axes: Axes):
 
 def _about(x, weights, count, shift: Array | None, axes: Axes):
     """E[x - shift] and the variance, from sums of x - shift and its square; None shifts by 0."""
-    d = x if shift is None else x - jax.lax.expand_dims(shift, axes)
+    d = _deviation(x, weights, shift, axes)
     offset = safe_divide(jnp.sum(weighted(weights, d), axes), count)
     # A select, not arithmetic: left bare, XLA recomputes the division inside each consumer and may
     # contract it with the consumer's addition, so that two consumers see two different means.
     offset = nan_unless_finite(offset)
+    x, weights, shift = jax.tree.map(again, (x, weights, shift))
+    d = _deviation(x, weights, shift, axes)
     var = safe_divide(jnp.sum(weighted(weights, squared(d)), axes), count) - squared(offset)
     return offset, nan_unless_finite(jnp.where(var < 0, 0, var))
+
+
+def _deviation(x, weights, shift: Array | None, axes: Axes):
+    x = _samples(x, weights)
+    return x if shift is None else x - jax.lax.expand_dims(shift, axes)
+
+
+def _samples(x, weights):
+    """x in the dtype of the arithmetic, 0 where the weight is 0."""
+    x = x.astype(_dtypes.promote(x.dtype))
+    return x if weights is None else jnp.where(weights > 0, x, 0)
 
 
 def _repeated_values_if_any(x, weights, moments, axes: Axes):
@@ -122,7 +148,7 @@ def _repeated_values_if_any(x, weights, moments, axes: Axes):
 def _repeated_values(x, weights, moments, axes: Axes):
     """The moments, exact where all samples of a channel are one value: that value, 0 and 0."""
     mean, remainder, var = moments
-    low, high = _extremes(x, weights, axes)
+    low, high = _extremes(_samples(x, weights), weights, axes)
     repeated = (low == high) & jnp.isfinite(low)
     return (
         jnp.where(repeated, low, mean),
