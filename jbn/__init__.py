@@ -11,4 +11,6 @@ from jbn._batch_norm import plain as plain
 from jbn._moments import Moments as Moments
 from jbn._moments import moments as moments
 from jbn._normalize import normalize as normalize
+from jbn._remat import remat_policy as remat_policy
 from jbn._running import update_running as update_running
+from jbn.variants.inplace import inplace as inplace

@@ -130,6 +130,70 @@ def batch_norm(
         Ioffe and Szegedy (2015), "Batch Normalization: Accelerating Deep Network Training by Reducing
         Internal Covariate Shift", arXiv:1502.03167.
     """
+    return call(
+        _PLAIN,
+        x,
+        params,
+        batch_stats,
+        train=train,
+        axis=axis,
+        momentum=momentum,
+        epsilon=epsilon,
+        mask=mask,
+        axis_name=axis_name,
+        axis_index_groups=axis_index_groups,
+        running_variance=running_variance,
+        dtype=dtype,
+        implementation=implementation,
+    )
+
+
+class Operation:
+    """What batch norm does between the input and the output; a variant derives from it.
+
+    Hashable, and equal where it computes the same, so that one compiled program serves all calls.
+    """
+
+    def train(
+        self,
+        reduction: Reduction,
+        dtype: Any,
+        x: Array,
+        weights: Array | None,
+        scale: Array | None,
+        bias: Array | None,
+        epsilon: Any,
+    ) -> tuple[Array, Moments]:
+        """y in `dtype`, and the moments of the batch."""
+        y, m = normalize_batch(reduction, x, weights, scale, bias, epsilon)
+        return y.astype(dtype), m
+
+    def activation(self, z: Array) -> Array:
+        """y of the normalized z, in inference."""
+        return z
+
+
+_PLAIN = Operation()
+
+
+def call(
+    operation: Operation,
+    x: Any,
+    params: Mapping[str, Any],
+    batch_stats: Mapping[str, Any],
+    *,
+    train: Any,
+    axis: _checks.Axis = -1,
+    momentum: Any = 0.99,
+    epsilon: Any = 1e-5,
+    mask: Any = None,
+    axis_name: _checks.AxisName | None = None,
+    axis_index_groups: _checks.AxisIndexGroups | None = None,
+    running_variance: _checks.RunningVariance = "biased",
+    dtype: Any = None,
+    implementation: ops.Implementation | None = None,
+) -> tuple[Array, dict[str, Array]]:
+    """`batch_norm`, which documents the arguments, with another operation in the middle."""
     x = _checks.input_array(x)
     features = _checks.feature_axes(axis, x.ndim)
     shape = tuple(x.shape[a] for a in features)
@@ -156,14 +220,14 @@ def batch_norm(
 
     def training(batch_stats):
         reduction = Reduction(axes, axis_name, groups, implementation)
-        return _train(
-            reduction, running_variance, out, x, params, batch_stats, mask, decay(momentum), epsilon
-        )
+        static = operation, reduction, running_variance, out
+        return _train(static, x, params, batch_stats, mask, decay(momentum), epsilon)
 
     def inference(batch_stats):
         m = Moments(batch_stats["mean"], batch_stats["var"])
-        y = normalize(x, m, params, axis=features, epsilon=epsilon, mask=mask, dtype=out)
-        return y, batch_stats
+        exact = _dtypes.promote(out)
+        z = normalize(x, m, params, axis=features, epsilon=epsilon, mask=mask, dtype=exact)
+        return operation.activation(z).astype(out), batch_stats
 
     with jax.named_scope("jbn.batch_norm"):
         if isinstance(train, bool):
@@ -177,11 +241,12 @@ def batch_norm(
         return jax.lax.cond(train, training, inference, batch_stats)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2))
-def _train(reduction, running_variance, dtype, x, params, batch_stats, mask, decays, epsilon):
-    weights = as_weights(mask, x)
-    y, m = normalize_batch(reduction, x, weights, params.get("scale"), params.get("bias"), epsilon)
-    return y.astype(dtype), updated(batch_stats, m, decays, running_variance)
+@functools.partial(jax.jit, static_argnums=0)
+def _train(static, x, params, batch_stats, mask, decays, epsilon):
+    operation, reduction, running_variance, dtype = static
+    scale, bias = params.get("scale"), params.get("bias")
+    y, m = operation.train(reduction, dtype, x, as_weights(mask, x), scale, bias, epsilon)
+    return y, updated(batch_stats, m, decays, running_variance)
 
 
 class Norm(NamedTuple):

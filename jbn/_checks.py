@@ -211,5 +211,5 @@ def warn_if_single(count: int) -> None:
         warnings.warn(
             "batch norm in training with one value per channel: the output is `bias` and the batch "
             "variance 0, whatever `x` is; use a larger batch, `axis_name`, or train=False",
-            stacklevel=3,
+            stacklevel=4,  # the caller of batch_norm, which hands on to `call`
         )

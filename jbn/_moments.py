@@ -239,15 +239,16 @@ def _merge(reduction: Reduction, local: Moments) -> Moments:
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
-def _moments(reduction, x, weights):
+def differentiable_moments(reduction: Reduction, x: Array, weights: Array | None) -> Moments:
+    """`batch_moments` with its derivative rule."""
     return batch_moments(reduction, x, weights)
 
 
-@functools.partial(_moments.defjvp, symbolic_zeros=True)
+@functools.partial(differentiable_moments.defjvp, symbolic_zeros=True)
 def _moments_jvp(reduction, primals, tangents):
     x, weights = primals
     t, tweights = without_zeros(tangents)
-    m = _moments(reduction, x, weights)
+    m = differentiable_moments(reduction, x, weights)
 
     # Recomputed in the backward pass, d leaves x itself, in its own dtype, as the one large residual.
     @functools.partial(jax.checkpoint, prevent_cse=False)
@@ -273,4 +274,4 @@ def without_zeros(tangents: Any) -> Any:
     )
 
 
-_jitted_moments = jax.jit(_moments, static_argnums=0)
+_jitted_moments = jax.jit(differentiable_moments, static_argnums=0)

@@ -16,10 +16,12 @@ from jbn._moments import (
     batch_moments,
     deviation,
     deviation_again,
+    differentiable_moments,
     moments_tangent,
     without_zeros,
     zeros_for_none,
 )
+from jbn._remat import named
 
 Array = jax.Array
 
@@ -92,7 +94,7 @@ def _promote(*arrays: Array | None) -> jnp.dtype:
     return _dtypes.promote(*(a.dtype for a in arrays if a is not None))
 
 
-def _affine(reduction: Reduction, x: Array, m: Moments, scale, bias, epsilon) -> Array:
+def affine(reduction: Reduction, x: Array, m: Moments, scale, bias, epsilon) -> Array:
     """(x - mean) * a + (bias - remainder * a): the mean is subtracted as a pair, see `Moments`."""
     a = gain(m.var, scale, epsilon)
     dtype = _promote(x, m.mean, a, bias)
@@ -107,10 +109,8 @@ def _affine(reduction: Reduction, x: Array, m: Moments, scale, bias, epsilon) ->
     return y if bias is None else y + expand(bias)
 
 
-def _affine_tangent(
-    reduction: Reduction, y: Array, d: Array, m: Moments, small, t, tm, tsmall
-) -> Array:
-    """Tangent of `_affine`: a * (t - dmean) + (x - mean) * da + dbias, linear in the tangents.
+def affine_tangent(reduction: Reduction, y: Array, d: Array, m: Moments, small, t, tm, tsmall) -> Array:
+    """Tangent of `affine`: a * (t - dmean) + (x - mean) * da + dbias, linear in the tangents.
 
     With dmean and dvar from `moments_tangent` it transposes into the analytic backward pass: the
     sums of ct and ct * d, and one elementwise pass over ct and d. A tangent of None is zero, and
@@ -148,7 +148,7 @@ def _affine_tangent(
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
 def _apply(reduction, x, weights, m, scale, bias, epsilon):
     del weights
-    return _affine(reduction, x, m, scale, bias, epsilon)
+    return affine(reduction, x, m, scale, bias, epsilon)
 
 
 @functools.partial(_apply.defjvp, symbolic_zeros=True)
@@ -160,7 +160,7 @@ def _apply_jvp(reduction, primals, tangents):
     @functools.partial(jax.checkpoint, prevent_cse=False)
     def tangent(y, x, weights, m, small, t, tm, tsmall):
         d = deviation_again(reduction, x, weights, m)
-        return _affine_tangent(reduction, y, d, m, small, t, tm, tsmall)
+        return affine_tangent(reduction, y, d, m, small, t, tm, tsmall)
 
     return y, tangent(y, x, weights, m, small, t, tm, tsmall)
 
@@ -180,14 +180,16 @@ def normalize_batch(
     precision `dx` is rounded once instead of twice, and x is the only large residual.
     """
     m = batch_moments(reduction, x, weights)
-    return _affine(reduction, x, m, scale, bias, epsilon), m
+    return affine(reduction, x, m, scale, bias, epsilon), m
 
 
 @functools.partial(normalize_batch.defjvp, symbolic_zeros=True)
 def _normalize_batch_jvp(reduction, primals, tangents):
     x, weights, *small = primals
     t, tweights, *tsmall = without_zeros(tangents)
-    y, m = normalize_batch(reduction, *primals)
+    # In two steps, so that a policy of `jax.checkpoint` may save the moments and not y.
+    m = named(differentiable_moments(reduction, x, weights))
+    y = _apply(reduction, x, weights, m, *small)
 
     # Recomputed in the backward pass, d leaves x itself, in its own dtype, as the one large residual.
     @functools.partial(jax.checkpoint, prevent_cse=False)
@@ -196,7 +198,7 @@ def _normalize_batch_jvp(reduction, primals, tangents):
         t = None if t is None else t.astype(d.dtype)
         tm = moments_tangent(reduction, d, weights, m, t, tweights)
         d = deviation_again(reduction, x, weights, m)
-        return _affine_tangent(reduction, y, d, m, small, t, tm, tsmall), tm
+        return affine_tangent(reduction, y, d, m, small, t, tm, tsmall), tm
 
     ty, tm = tangent(y, x, weights, m, small, t, tweights, tsmall)
     return (y, m), (ty, zeros_for_none(m, tm))

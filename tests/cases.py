@@ -123,6 +123,12 @@ def _update_running(case, x):
     return jbn.update_running(batch_stats, _moments(case, x), **case.running())
 
 
+def _inplace(case, x):
+    _, params, batch_stats, kwargs = case.make()
+    norm = jbn.inplace("leaky_relu")
+    return norm.apply(x, params, batch_stats, train=True, **kwargs, **case.running())
+
+
 def _batch_norm_backward(case, x):
     _, params, _, kwargs = case.make()
     return jbn.batch_norm_backward(case.cotangent(), x, params, _moments(case, x), **kwargs)
@@ -135,6 +141,7 @@ FUNCTIONS = {
     "normalize": _normalize,
     "update_running": _update_running,
     "batch_norm_backward": _batch_norm_backward,
+    "inplace": _inplace,
 }
 # Public names that are no functions of x, and the tests that are theirs.
 OTHER_PUBLIC_NAMES = {
@@ -142,6 +149,8 @@ OTHER_PUBLIC_NAMES = {
     "Moments": "test_moments.py",
     "Norm": "test_linen.py",
     "plain": "test_linen.py",
+    "remat_policy": "test_remat.py",
+    "variants": "test_inplace.py",
     "linen": "test_linen.py",
     "nnx": "test_nnx.py",
     "tools": "test_average.py",
