@@ -137,8 +137,8 @@ def deviation(reduction: Reduction, x: Array, weights: Array | None, m: Moments)
 
 def deviation_again(reduction: Reduction, x: Array, weights: Array | None, m: Moments) -> Array:
     """The same for a sum, where the other is for elementwise arithmetic: see `again` of ops/xla.py."""
-    x, weights, m = jax.tree.map(again, (x, weights, m))
-    return deviation(reduction, x, weights, m)
+    x, weights, mean = again(x, weights, m.mean)
+    return deviation(reduction, x, weights, dataclasses.replace(m, mean=mean))
 
 
 def moments_tangent(

@@ -168,7 +168,7 @@ def _normalize_and_activate_jvp(operation, reduction, dtype, primals, tangents):
         parameter = operation.alpha if operation.name == "elu" else operation.negative_slope
         a = gain(m.var, _invertible(scale, bias, m.var, dtype), epsilon)
         kept = y, bias, a, jnp.asarray(parameter, m.mean.dtype)
-        d, d_again = deviation(*kept), deviation(*jax.tree.map(again, kept))
+        d, d_again = deviation(*kept), deviation(*again(*kept))
         t = None if t is None else t.astype(d.dtype)
         tm = moments_tangent(reduction, d, weights, m, t, tweights)
         tz = affine_tangent(reduction, d, d_again, m, small, t, tm, tsmall)
