@@ -5,7 +5,7 @@ import os
 import subprocess
 import sys
 
-BENCHMARKS = ("numerics", "exactness", "devices")
+BENCHMARKS = ("numerics", "exactness", "layer", "devices", "train_step", "compile_time", "memory")
 HOST_DEVICES = {"devices": 8}
 
 

@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.table import Column, Table
 
 HERE = Path(__file__).parent
-PACKAGES = ("jax", "jaxlib", "flax", "numpy", "dm-haiku", "equinox", "keras", "torch")
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", "dm-haiku", "equinox", "keras", "torch")
 
 
 def parser(name: str, doc: str | None) -> argparse.ArgumentParser:
@@ -69,11 +69,25 @@ def verdict(values: Sequence[float], target: float) -> dict[str, Any]:
     return {"worst": worst, "target": target, "met": worst <= target}
 
 
-def print_verdicts(out: Console, targets: Mapping[str, Mapping[str, Any]]) -> None:
-    """A line per target."""
+def verdict_at_least(values: Sequence[float], target: float) -> dict[str, Any]:
+    """The same of figures that are to be large."""
+    worst = float(np.min(values))
+    return {"worst": worst, "target": target, "met": worst >= target}
+
+
+def print_verdicts(out: Console, targets: Mapping[str, Mapping[str, Any]], digits: int = 2) -> None:
+    """A line per target, its figure with so many significant digits."""
     for name, result in targets.items():
         met = "met" if result["met"] else "[red]NOT MET"
-        out.print(f"{name}: {result['worst']:.2g}, target {result['target']:g}: {met}")
+        out.print(f"{name}: {result['worst']:.{digits}g}, target {result['target']:g}: {met}")
+
+
+def bars(axes: Any, values: Mapping[str, float], texts: Mapping[str, str]) -> None:
+    """A horizontal bar per name on matplotlib's axes, the first on top, each with its text."""
+    drawn = axes.barh(list(values), list(values.values()))
+    axes.bar_label(drawn, [texts[name] for name in values], padding=3)
+    axes.invert_yaxis()
+    axes.margins(x=0.45)
 
 
 def environment() -> dict[str, Any]:
