@@ -25,8 +25,8 @@ def remat_policy(primitive: Any, *inputs: Any, **params: Any) -> Any:
     made again in the backward pass from those, by elementwise passes: batch norm's output, the
     activation, residual sums. For activations that cannot be inverted, as ReLU; else see `jbn.inplace`.
 
-    A chain of residual sums would be made again from its beginning: wrap each block of a ResNet, whose
-    input is then kept, rather than the whole of it.
+    Put `jax.checkpoint` around the loss, or around each block of a network; around a block its input is
+    kept as well, and around a whole ResNet a residual sum is made again from the one before it.
 
     Args:
         primitive, inputs, params: what `jax.checkpoint` calls a policy with.

@@ -10,10 +10,24 @@ import pytest
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
+# On a GPU the default rounds the factors of a matrix product to ten bits.
+jax.config.update("jax_default_matmul_precision", "highest")
 
 hypothesis.settings.register_profile("default", max_examples=25, deadline=None)
 hypothesis.settings.register_profile("nightly", max_examples=2000, deadline=None)
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
+
+
+def pytest_collection_modifyitems(items):
+    """Skips what this machine lacks the devices for; a skipped test is never run on something else."""
+    on_gpu, devices = jax.default_backend() == "gpu", jax.device_count()
+    for item in items:
+        if item.get_closest_marker("gpu") and not on_gpu:
+            item.add_marker(pytest.mark.skip(reason="needs an NVIDIA GPU"))
+        if item.get_closest_marker("cpu") and on_gpu:
+            item.add_marker(pytest.mark.skip(reason="of the program for a CPU"))
+        if item.get_closest_marker("several_devices") and devices < 8:
+            item.add_marker(pytest.mark.skip(reason=f"needs 8 devices, there are {devices}"))
 
 
 @pytest.fixture

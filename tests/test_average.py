@@ -37,6 +37,7 @@ def test_equal_batches_give_the_statistics_of_all_samples(transform):
         np.testing.assert_allclose(stats["var"][device], whole.var(0), **tolerance("float32", 200))
 
 
+@pytest.mark.several_devices
 @pytest.mark.parametrize("check_vma", [True, False])
 def test_under_shard_map_the_result_is_replicated(check_vma):
     mesh = jax.make_mesh((4,), ("i",), axis_types=(AxisType.Auto,))

@@ -348,6 +348,7 @@ def test_a_channel_of_inf_has_no_variance():
     np.testing.assert_array_equal(m.mean, [np.nan, 1])
 
 
+@pytest.mark.several_devices
 def test_a_traced_train_flag_under_checked_shard_map():
     x, params, batch_stats, _ = cases.NAMES["mlp"].make()
     x = jnp.concatenate([x, x[:2]])

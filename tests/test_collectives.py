@@ -13,6 +13,7 @@ import jbn
 import reference
 from jbn.ops import xla
 
+pytestmark = pytest.mark.several_devices
 DEVICES = 4
 PARAMS, BATCH_STATS = jbn.init(3)
 PARAMS = {"scale": jnp.array([0.5, 2.0, -1.0]), "bias": jnp.array([1.0, 0.0, 3.0])}

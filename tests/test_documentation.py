@@ -1,9 +1,10 @@
-"""What the documentation shows runs: docstrings, and every Python block of the README files."""
+"""What the documentation shows runs, and what it links to, tests and lists is there."""
 
 import doctest
 import importlib
 import pkgutil
 import re
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -54,11 +55,67 @@ def test_the_first_doctest_is_the_worked_example():
     assert "[-1.41 -0.71  0.    0.71  1.41] [3.] [2.]" in example[-1].want
 
 
-@pytest.mark.parametrize("path", ["README.md", "benchmarks/README.md", "CHANGELOG.md"])
-def test_links_to_files_lead_somewhere(path):
+PAGES = ["README.md", "examples/README.md", "benchmarks/README.md", "CHANGELOG.md"]
+
+
+def anchor(heading: str) -> str:
+    """The part of the address behind # that a page's heading gets."""
+    return re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
+
+
+@pytest.mark.parametrize("path", PAGES)
+def test_links_lead_somewhere(path):
     text = (ROOT / path).read_text(encoding="utf-8")
-    for target in re.findall(r"\]\((?!https?://|#)([^)#]+)", text):
-        assert ((ROOT / path).parent / target).exists(), target
+    for link in re.findall(r'\]\((?!https?://)(.+?)\)|\bsrc="(.+?)"', text):
+        target, _, section = "".join(link).partition("#")
+        file = (ROOT / path).parent / target if target else ROOT / path
+        assert file.exists(), link
+        if section:
+            headings = re.findall(r"^#+ (.*)", file.read_text(encoding="utf-8"), re.M)
+            assert section in [anchor(heading) for heading in headings], link
+
+
+def test_the_table_of_features_names_a_test_in_every_row():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    _, _, *rows = re.search(r"^\|.*\| test of jbn \|\n(?:\|.*\n)+", text, re.M)[0].splitlines()
+    assert len(rows) > 10
+    for row in rows:
+        assert "](tests/test_" in row.split("|")[-2], row
+        assert row.count("|") == 9, row
+
+
+def test_the_gallery_lists_every_example_and_shows_every_picture():
+    text = (ROOT / "examples/README.md").read_text(encoding="utf-8")
+    examples = [
+        path.name
+        for path in (ROOT / "examples").glob("*.py")
+        if "\ndef main(" in path.read_text(encoding="utf-8")
+    ]
+    assert len(examples) > 10
+    for name in examples:
+        assert f"[{name}]({name})" in text and f"`python examples/{name}`" in text, name
+    for picture in (ROOT / "examples/results").glob("*.png"):
+        assert f"results/{picture.name}" in text, picture.name
+
+
+def test_every_file_of_the_examples_is_named():
+    text = (ROOT / "examples/README.md").read_text(encoding="utf-8")
+    for path in (ROOT / "examples").glob("*.py"):
+        assert path.name in text, path.name
+
+
+def test_every_benchmark_is_named_in_the_changelog():
+    benchmarks = importlib.import_module("benchmarks.__main__").BENCHMARKS
+    text = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    assert all(f"`{name}`" in text for name in benchmarks)
+
+
+def test_the_marker_of_types_is_shipped():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    wheel = project["tool"]["hatch"]["build"]["targets"]["wheel"]
+    assert wheel == {"packages": ["jbn"]}  # the whole folder, nothing left out
+    ignored = (ROOT / ".gitignore").read_text(encoding="utf-8")
+    assert (ROOT / "jbn/py.typed").is_file() and "typed" not in ignored
 
 
 def test_the_readme_states_the_tested_range_of_jax():

@@ -170,6 +170,7 @@ def test_masked_values_that_are_not_finite_poison_nothing():
     close((*actual[:2], jnp.where(mask, y, 0)), (*expected[:2], jnp.where(mask, wanted, 0)))
 
 
+@pytest.mark.several_devices
 @pytest.mark.parametrize("check_vma", [True, False])
 def test_across_devices(check_vma):
     x, params, _, dy = data()
@@ -255,6 +256,7 @@ def test_the_one_large_residual_is_the_output(dtype):
         )
 
 
+@pytest.mark.cpu
 def test_a_step_needs_no_memory_of_the_size_of_x_but_its_results():
     x = jax.ShapeDtypeStruct((32, 8, 8, 16), jnp.float32)
     params, batch_stats = jbn.init(16)

@@ -42,6 +42,7 @@ def large_reductions(hlo: str) -> list[str]:
     return found
 
 
+@pytest.mark.cpu
 def test_the_backward_pass_is_two_reductions_and_one_elementwise_pass():
     hlo = compiled(step, X, PARAMS, X).as_text()
     reductions = [name for name in large_reductions(hlo) if "transpose" in name]
@@ -51,11 +52,13 @@ def test_the_backward_pass_is_two_reductions_and_one_elementwise_pass():
     assert len(written) == 2, written  # y and dx
 
 
+@pytest.mark.cpu
 def test_a_step_needs_no_memory_of_the_size_of_x_but_its_results():
     memory = compiled(step, X, PARAMS, X).memory_analysis()
     assert memory.temp_size_in_bytes < 4 * np.prod(SHAPE) / 8
 
 
+@pytest.mark.cpu
 def test_the_forward_pass_reads_well_conditioned_data_twice_for_its_statistics():
     hlo = compiled(step, X, PARAMS, X).as_text()
     forward = [name for name in large_reductions(hlo) if "transpose" not in name]
@@ -63,6 +66,7 @@ def test_the_forward_pass_reads_well_conditioned_data_twice_for_its_statistics()
     assert len(taken) == 2, forward
 
 
+@pytest.mark.cpu
 def test_inference_has_no_reduction():
     hlo = compiled(lambda x: jbn.batch_norm(x, PARAMS, BATCH_STATS, train=False), X).as_text()
     assert " reduce(" not in hlo
@@ -89,6 +93,7 @@ def test_lowers_for_every_platform_at_once(function):
     assert set(exported.platforms) == {"cpu", "cuda", "rocm", "tpu"}
 
 
+@pytest.mark.cpu
 def test_only_a_cpu_gets_the_branch():
     """Elsewhere the host might have to wait for the predicate."""
 
@@ -151,6 +156,7 @@ def collectives(function, *arguments):
     return sorted(reduced), others
 
 
+@pytest.mark.several_devices
 @pytest.mark.parametrize("check_vma", [True, False])
 def test_synchronized_forward_is_two_all_reduces_of_the_size_of_the_channels(check_vma):
     def forward(x, params):
@@ -162,6 +168,7 @@ def test_synchronized_forward_is_two_all_reduces_of_the_size_of_the_channels(che
     assert collectives(mapped, X, PARAMS) == ([2 * 16, 4 * 16], [])
 
 
+@pytest.mark.several_devices
 @pytest.mark.parametrize("check_vma", [True, False])
 def test_synchronized_backward_adds_one_all_reduce(check_vma):
     def local(x, params, dy):
@@ -176,6 +183,7 @@ def test_synchronized_backward_adds_one_all_reduce(check_vma):
     assert (len(reduced), sum(reduced), others) == (3, (4 + 2 + 2) * 16, [])
 
 
+@pytest.mark.several_devices
 def test_synchronized_inference_has_no_collective():
     def forward(x):
         return jbn.batch_norm(x, PARAMS, BATCH_STATS, train=False, axis_name="i")[0]
@@ -184,6 +192,7 @@ def test_synchronized_inference_has_no_collective():
     assert collectives(mapped, X) == ([], [])
 
 
+@pytest.mark.several_devices
 @pytest.mark.parametrize("spec", [P("i"), P(None, "i")], ids=str)
 def test_jit_over_sharded_arrays_sums_twice_forward_where_there_is_no_branch(spec):
     """The program of other platforms than CPUs, partitioned here."""
@@ -197,6 +206,8 @@ def test_jit_over_sharded_arrays_sums_twice_forward_where_there_is_no_branch(spe
     assert (len(reduced), others) == (2, [])
 
 
+@pytest.mark.cpu
+@pytest.mark.several_devices
 def test_jit_over_sharded_arrays_sums_once_where_data_is_well_conditioned():
     sharded = X.update(sharding=NamedSharding(mesh(), P("i")))
     hlo = compiled(train, sharded, PARAMS).as_text()

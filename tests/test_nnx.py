@@ -158,6 +158,7 @@ def test_state_of_one_loads_into_the_other(classes):
     close((tree(target), target(data())), (tree(source), source(data())))
 
 
+@pytest.mark.several_devices
 @pytest.mark.parametrize("name", ["scale", "bias", "mean", "var"])
 def test_metadata_shards_the_variable_and_survives_training(name):
     mesh = jax.make_mesh((2,), ("model",), axis_types=(jax.sharding.AxisType.Auto,))

@@ -14,7 +14,7 @@ from jax.sharding import PartitionSpec as P
 import jbn
 import reference
 
-pytestmark = pytest.mark.usefixtures("standard_promotion")
+pytestmark = [pytest.mark.several_devices, pytest.mark.usefixtures("standard_promotion")]
 NAMES = ("scale", "bias", "mean", "var")
 X = jnp.asarray(1 + np.random.default_rng(0).standard_normal((8, 4)), jnp.float32)
 
