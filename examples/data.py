@@ -142,3 +142,22 @@ def shuffled_epochs(size: int, batch_size: int, epochs: int, seed: int) -> Itera
     for _ in range(epochs):
         order = rng.permutation(size)[: steps * batch_size]
         yield order.reshape(steps, batch_size).astype(np.int32)
+
+
+def long_tail(labels: np.ndarray, ratio: float, seed: int) -> np.ndarray:
+    """Indices of a training set whose classes become rarer from the first to the last.
+
+    Args:
+        labels: of all the images, from 0 to 9.
+        ratio: how many times more images class 0, of which all are taken, has than class 9. The sizes
+            between are a geometric sequence.
+        seed: of which images of each class are taken.
+
+    Returns:
+        int32 indices, as many for every seed.
+    """
+    rng = np.random.default_rng(seed)
+    most = np.count_nonzero(labels == 0)
+    sizes = np.maximum(1, np.rint(most * np.power(ratio, -np.arange(10) / 9))).astype(int)
+    members = (rng.permutation(np.flatnonzero(labels == label)) for label in range(10))
+    return np.concatenate([m[:n] for m, n in zip(members, sizes, strict=True)]).astype(np.int32)

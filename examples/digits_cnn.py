@@ -2,85 +2,54 @@
 
     python examples/digits_cnn.py
 
-Conv 32 - BatchNorm - ReLU - Conv 64 - BatchNorm - ReLU - Dense 10 in flax.linen, trained by Adam.
-Prints a table of the runs, draws their learning curves, and saves and reloads a checkpoint.
+Conv 32 - BatchNorm - ReLU - Conv 64 - BatchNorm - ReLU - Dense 10 in flax.linen, trained by Adam, with
+the step in linen_training.py. Prints a table of the runs, draws their learning curves, and saves and
+reloads a checkpoint.
 """
 
 import functools
 import itertools
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
-import jax.numpy as jnp
-import numpy as np
-import optax
 from flax import linen as nn
 from flax import serialization
 from tqdm import tqdm
 
 import jbn
+import learning_curves
 import report
+from linen_training import State, create_state, predict, train
 
 
 class CNN(nn.Module):
-    """The network; the same initial kernels with and without batch norm."""
+    """The network; the same initial kernels with and without batch norm.
+
+    Attributes:
+        batch_norm: whether it follows each convolution.
+        input_norm: whether the first layer is batch norm, of the pixels.
+    """
 
     batch_norm: bool
+    input_norm: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         """Images (N, H, W, 1) to logits (N, 10); `train` normalizes with the batch's statistics."""
+        # An epoch of the small digits is 44 steps: 0.99, the default, would average over more than
+        # two epochs, and early evaluations would use the statistics of stale weights.
+        norm = functools.partial(jbn.linen.BatchNorm, use_running_average=not train, momentum=0.9)
+        if self.input_norm:
+            x = norm(name="input_norm")(x)
         for features in (32, 64):
             # Batch norm subtracts the mean, and a bias before it with it.
             x = nn.Conv(features, (3, 3), use_bias=not self.batch_norm)(x)
             if self.batch_norm:
-                # An epoch of the small digits is 44 steps: 0.99, the default, would average over more
-                # than two epochs, and early evaluations would use the statistics of stale weights.
-                x = jbn.linen.BatchNorm(use_running_average=not train, momentum=0.9)(x)
+                x = norm()(x)
             x = nn.relu(x)
         return nn.Dense(10)(x.reshape(len(x), -1))
-
-
-class State(NamedTuple):
-    """What a step of training carries on."""
-
-    params: Any
-    batch_stats: Any
-    opt_state: optax.OptState
-
-
-def create_state(model: CNN, images: np.ndarray, seed: int) -> State:
-    """Initial parameters, running statistics and optimizer state."""
-    variables = model.init(jax.random.key(seed), images[:1], train=False)
-    params = variables["params"]
-    # Adam's state does not depend on the learning rate.
-    return State(params, variables.get("batch_stats", {}), optax.adam(0.0).init(params))
-
-
-@functools.partial(jax.jit, static_argnames="model")
-def train_step(
-    state: State, images: jax.Array, labels: jax.Array, *, model: CNN, learning_rate: float
-) -> tuple[State, jax.Array]:
-    """One step of Adam on a minibatch: the new state, and the loss before it."""
-
-    def loss(params):
-        variables = {"params": params, "batch_stats": state.batch_stats}
-        logits, updated = model.apply(variables, images, train=True, mutable=["batch_stats"])
-        losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
-        return jnp.mean(losses), updated.get("batch_stats", {})
-
-    (value, batch_stats), grads = jax.value_and_grad(loss, has_aux=True)(state.params)
-    updates, opt_state = optax.adam(learning_rate).update(grads, state.opt_state)
-    return State(optax.apply_updates(state.params, updates), batch_stats, opt_state), value
-
-
-@functools.partial(jax.jit, static_argnames="model")
-def predict(state: State, images: jax.Array, *, model: CNN) -> Any:
-    """Logits, with the running statistics: an image's do not depend on the others in its batch."""
-    variables = {"params": state.params, "batch_stats": state.batch_stats}
-    return model.apply(variables, images, train=False)
 
 
 def save(state: State, path: Path) -> None:
@@ -96,21 +65,19 @@ def restore(fresh: State, path: Path) -> State:
 
 def main(argv: Sequence[str] | None = None) -> list[report.Run]:
     """Trains the four networks; returns the runs in the order of the table."""
-    args, digits = report.setup(argv, "A small CNN with and without batch norm, at two learning rates.")
+    parser = report.flags("A small CNN with and without batch norm, at two learning rates.")
+    args, digits = report.parse(parser, argv)
     rates = (args.learning_rate, 10 * args.learning_rate)
     settings = list(itertools.product(rates, (True, False)))
     runs, states = [], []
     with tqdm(total=len(settings) * args.epochs, unit="epoch") as bar:
         for rate, batch_norm in settings:
-            model = CNN(batch_norm)
             name = "batch norm" if batch_norm else "no batch norm"
-            state = create_state(model, digits.train_images, args.seed)
-            step = functools.partial(train_step, model=model, learning_rate=rate)
-            logits = functools.partial(predict, model=model)
-            state, run = report.record(name, rate, state, step, logits, digits, args, bar)
+            state, run = train(CNN(batch_norm), name, rate, args.seed, digits, args, bar)
             runs.append(run)
             states.append(state)
-    report.finish(runs, args.out / "digits_cnn.png")
+    print(report.table(runs))
+    learning_curves.draw(runs, args.out / "digits_cnn.png")
 
     checkpoint = args.out / "digits_cnn.msgpack"
     save(states[0], checkpoint)

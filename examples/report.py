@@ -1,7 +1,6 @@
-"""What the examples share around their networks: the flags, the record of a run, table and curves."""
+"""What the examples share around their networks: the flags, the record of a run, the table of runs."""
 
 import argparse
-import itertools
 import math
 import statistics
 import time
@@ -11,14 +10,12 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from matplotlib.colors import TABLEAU_COLORS
-from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, PercentFormatter
 from tqdm import tqdm
 
 import data
 
 GOAL = 0.97
+MOST_SEEDS = 1000
 
 
 class Run(NamedTuple):
@@ -42,11 +39,6 @@ class Run(NamedTuple):
         return statistics.median(self.seconds[1:] or self.seconds)
 
 
-def setup(argv: Sequence[str] | None, description: str) -> tuple[argparse.Namespace, data.Digits]:
-    """The flags, checked, and the digits they name; leaves with one line on a wrong flag."""
-    return parse(flags(description), argv)
-
-
 def flags(
     description: str,
     *,
@@ -54,20 +46,25 @@ def flags(
     of_batch: str = "images in a minibatch",
     learning_rate: float = 1e-3,
     of_rate: str = "Adam's; every run is repeated at ten times this rate",
+    epochs: int = 10,
+    of_epochs: str = "passes over the training images in each run",
+    seeds: int | None = None,
 ) -> argparse.ArgumentParser:
     """The flags of every example; an example may add its own before `parse`.
 
     Args:
         description: what the example does, in a line.
-        batch_size, learning_rate: their defaults.
-        of_batch, of_rate: what these two are in this example.
+        batch_size, learning_rate, epochs: their defaults.
+        of_batch, of_rate, of_epochs: what these are in this example.
+        seeds: the default of `--seeds N`: every run is repeated with the N seeds from `--seed` on. None
+            leaves this flag out.
     """
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument(
         "--epochs",
         type=whole(1),
-        default=10,
-        help="passes over the training images in each run (default: %(default)s)",
+        default=epochs,
+        help=f"{of_epochs} (default: %(default)s)",
     )
     parser.add_argument(
         "--batch-size",
@@ -83,11 +80,22 @@ def flags(
     )
     parser.add_argument(
         "--seed",
-        type=whole(0, 2**32 - 1),
+        type=whole(0, 2**32 - MOST_SEEDS),
         default=0,
         help="of the initial parameters and the order of the images, the same in every run "
+        "(default: %(default)s)"
+        if seeds is None
+        else "the first of the seeds, each of which is of all that is random in a run "
         "(default: %(default)s)",
     )
+    if seeds is not None:
+        parser.add_argument(
+            "--seeds",
+            type=whole(1, MOST_SEEDS),
+            default=seeds,
+            metavar="N",
+            help="repeat every run with N seeds, from --seed on (default: %(default)s)",
+        )
     parser.add_argument(
         "--data-dir",
         type=Path,
@@ -170,6 +178,10 @@ def record(
     digits: data.Digits,
     args: argparse.Namespace,
     bar: tqdm,
+    *,
+    epochs: int | None = None,
+    batch_size: int | None = None,
+    seed: int | None = None,
 ) -> tuple[Any, Run]:
     """Trains and takes notes.
 
@@ -181,8 +193,9 @@ def record(
         state: whatever `train_step` carries on.
         train_step: (state, images, labels) -> (state, loss).
         predict: (state, images) -> logits.
-        digits, args: from `setup` or `parse`.
+        digits, args: from `parse`.
         bar: moved on by one per epoch.
+        epochs, batch_size, seed: of this run, where they are not those of `args`.
 
     Returns:
         The final state, and the run.
@@ -190,7 +203,9 @@ def record(
     run = Run(name, learning_rate, [], [], [])
     bar.set_description(f"{name}, rate {learning_rate:g}")
     images, labels = digits.train_images, digits.train_labels
-    for batches in data.shuffled_epochs(len(images), args.minibatch, args.epochs, args.seed):
+    own = (batch_size, args.minibatch), (epochs, args.epochs), (seed, args.seed)
+    settings = (default if value is None else value for value, default in own)
+    for batches in data.shuffled_epochs(len(images), *settings):
         start = time.perf_counter()
         losses = []
         for batch in batches:
@@ -215,13 +230,6 @@ def accuracy(predict: Callable[[Any, np.ndarray], Any], state: Any, digits: data
     return float(np.mean(predicted == digits.test_labels))
 
 
-def finish(runs: Sequence[Run], picture: Path) -> None:
-    """Prints the table and writes the learning curves."""
-    print(table(runs))
-    curves(runs, picture)
-    print(f"{picture}: learning curves")
-
-
 def table(runs: Sequence[Run]) -> str:
     """One line per run."""
     width = max(len(run.name) for run in runs)
@@ -232,34 +240,3 @@ def table(runs: Sequence[Run]) -> str:
             f"  {run.epochs_to_goal or 'never':>13}  {run.seconds_per_epoch:17.3f}"
         )
     return "\n".join(lines)
-
-
-def curves(runs: Sequence[Run], path: Path) -> None:
-    """Writes the learning curves as a PNG: a colour for each name, a line style for each rate."""
-    names = dict.fromkeys(run.name for run in runs)
-    rates = dict.fromkeys(run.learning_rate for run in runs)
-    colours = dict(zip(names, itertools.cycle(TABLEAU_COLORS), strict=False))
-    styles = dict(zip(rates, itertools.cycle(["-", "--"]), strict=False))
-    figure = Figure(figsize=(10, 4.2), dpi=110, layout="constrained")
-    left, right = figure.subplots(1, 2)
-    for run in runs:
-        look = {
-            "color": colours[run.name],
-            "linestyle": styles[run.learning_rate],
-            "marker": "o",
-            "markersize": 4,
-            "label": f"{run.name}, learning rate {run.learning_rate:g}",
-        }
-        epochs = range(1, len(run.test_accuracy) + 1)
-        left.plot(epochs, run.test_accuracy, **look)
-        right.plot(epochs, run.train_loss, **look)
-    left.set_ylabel("test accuracy")
-    left.yaxis.set_major_formatter(PercentFormatter(1))
-    right.set_ylabel("training loss (cross entropy)")
-    right.set_yscale("log")
-    for axes in (left, right):
-        axes.set_xlabel("epoch")
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axes.grid(alpha=0.3)
-    figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=2)
-    figure.savefig(path)

@@ -35,8 +35,9 @@ from tqdm import tqdm
 
 import data
 import jbn
+import learning_curves
 import report
-from digits_cnn import State
+from linen_training import State
 
 DEVICES = 8
 AXIS = "devices"
@@ -228,11 +229,10 @@ def main(argv: Sequence[str] | None = None) -> list[report.Run]:
                 _, run = report.record(name, rate, state, step, logits, digits, args, bar)
                 runs.append(run)
     print(report.table(runs))
-    picture = args.out / "sync_batch_norm.png"
     shown = {"synchronized": runs[1], "unsynchronized": runs[-1]}
     size = f"{DEVICES} x {args.batch_size} images"
-    report.curves([run._replace(name=f"{name}, {size}") for name, run in shown.items()], picture)
-    print(f"{picture}: learning curves")
+    drawn = [run._replace(name=f"{name}, {size}") for name, run in shown.items()]
+    learning_curves.draw(drawn, args.out / "sync_batch_norm.png")
     return runs
 
 

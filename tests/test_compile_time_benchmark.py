@@ -8,6 +8,7 @@ import pytest
 pytest.importorskip("rich")
 
 from benchmarks import compile_time, networks
+from gallery import quick_compilation  # noqa: F401
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
 

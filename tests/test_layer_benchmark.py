@@ -2,7 +2,6 @@
 
 import functools
 import json
-import math
 import sys
 
 import jax
@@ -13,6 +12,7 @@ pytest.importorskip("rich")
 
 from benchmarks import bandwidth, growth, layer, layer_case, layer_targets, layer_times, report, timing
 from benchmarks.steps import JAX_LIBRARIES, step
+from gallery import quick_compilation  # noqa: F401
 
 # Importing and running the peers, where they are installed, is not to fail on their warnings.
 pytestmark = [
@@ -217,12 +217,18 @@ def test_the_exponent_is_that_of_the_upper_half():
 
 
 def test_growth_measures_every_size(monkeypatch, tmp_path):
+    def measured(case, mode, form, libraries, repeats, r):
+        assert (mode, form, repeats) == ("forward+backward", "scan", 1)
+        n = len(case.x)
+        return {"libraries": dict(zip(libraries, ({"ms": n}, {"ms": 3 * n**2}), strict=True))}
+
+    monkeypatch.setattr(growth, "measure", measured)
     monkeypatch.setattr(growth, "SIZES", {"batch": (2, 4, 8), "channels": (2, 4, 8)})
     monkeypatch.setattr(growth, "SHAPES", dict.fromkeys(("batch", "channels"), lambda n: (n, 4)))
     found = growth.growth(1, 0, False, lambda jobs, _: jobs)
     for row in found.values():
-        assert len(row["ms"]["jbn"]) == len(row["ms"]["flax.linen"]) == len(row["sizes"]) == 3
-        assert math.isfinite(row["exponent"]["jbn"])
+        assert row["ms"] == {"jbn": [2, 4, 8], "flax.linen": [12, 48, 192]}
+        assert row["exponent"] == {"jbn": pytest.approx(1), "flax.linen": pytest.approx(2)}
     growth.picture(found, tmp_path / "growth.png")
     assert (tmp_path / "growth.png").read_bytes().startswith(b"\x89PNG")
 

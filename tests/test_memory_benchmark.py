@@ -11,6 +11,7 @@ pytest.importorskip("rich")
 
 from benchmarks import compiled_memory, memory, networks
 from benchmarks.compiled_memory import Case, largest_batch, residual_bytes
+from gallery import quick_compilation  # noqa: F401
 
 X = jax.ShapeDtypeStruct((4, 8), jnp.float32)
 
