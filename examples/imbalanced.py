@@ -115,7 +115,7 @@ def main(argv: Sequence[str] | None = None) -> dict[tuple[str, str, str], np.nda
     if args.batch_size > sizes.sum():
         limit = f"must be at most {sizes.sum()}, the number of images here, got {args.batch_size}"
         parser.error(f"argument --batch-size: {limit}")
-    order = training.orders(sizes.sum(), args)
+    order = training.orders(len(chosen[0]), args)
     order = np.stack([images[order[:, seed]] for seed, images in enumerate(chosen)], axis=1)
     arrays = (digits.train_images, labels, (1 / sizes).astype(np.float32)[labels])
     test = functools.partial(evaluate, chosen=chosen, arrays=arrays, digits=digits)
