@@ -196,3 +196,11 @@ def test_under_vmap(row):
     ys = jax.vmap(functional)(xs)
     for x, y in zip(xs, ys, strict=True):
         assert error(y, reference.batch_norm(x, {})) <= 1e-6
+
+
+@pytest.mark.parametrize("mean", [3e6, 1e7])
+def test_a_mean_of_millions_of_deviations_over_a_million_samples(mean):
+    """A deviation is a few roundings of the mean here, and a sample no good shift instead of it."""
+    x = (mean + np.random.default_rng(0).standard_normal((2**20, 4))).astype(np.float32)
+    y, _ = jbn.batch_norm(jnp.asarray(x), {}, jbn.init(4)[1], train=True)
+    assert error(y, reference.batch_norm(x, {})) <= 1e-6

@@ -86,22 +86,29 @@ def nan_unless_finite(v: Array) -> Array:
 
 def _one_pass_if_well_conditioned(x, weights, count, axes: Axes):
     mean, var = _about(x, weights, count, None, axes, _behind_barriers)
+
+    def about_the_mean():
+        moments = _corrected(x, weights, count, mean, axes, _behind_barriers)
+        return _repeated_values_if_any(x, weights, moments, axes)
+
     return jax.lax.cond(
         jnp.all((jnp.abs(mean) <= jnp.sqrt(_WELL_CONDITIONED * var)) & jnp.isfinite(var)),
         lambda: (mean, jnp.zeros_like(mean), var),
-        lambda: _corrected(x, weights, count, mean, _largest(x, weights, axes), axes, _behind_barriers),
+        about_the_mean,
     )
 
 
 def _two_passes(x, weights, count, axes: Axes):
     x = _samples(x, weights)
     mean = safe_divide(jnp.sum(weighted(weights, x), axes), count)
-    # Found as a sum, because over a sharded array sums travel together: a slice or a maximum would be
-    # a collective of its own.
-    sample = (
-        _largest(x, weights, axes) if weights is not None else jnp.sum(x * _first_only(x, axes), axes)
-    )
-    return _corrected(x, weights, count, mean, sample, axes)
+    if weights is not None:
+        return _repeated_values(x, weights, _corrected(x, weights, count, mean, axes), axes)
+    # One of the samples, if it is as near the mean as the rounded mean is, serves as well as a shift,
+    # and is what makes one repeated value come out exactly. Found as a sum, because over a sharded
+    # array sums travel together and a slice would be a collective of its own.
+    first = jnp.sum(x * _first_only(x, axes), axes)
+    near = jnp.abs(first - mean) <= _ROUNDINGS * jnp.finfo(count.dtype).eps * jnp.abs(mean)
+    return _corrected(x, weights, count, jnp.where(near, first, mean), axes)
 
 
 def _first_only(x, axes: Axes):
@@ -110,22 +117,8 @@ def _first_only(x, axes: Axes):
     return functools.reduce(jnp.logical_and, first, jnp.ones(x.shape, bool)).astype(x.dtype)
 
 
-def _largest(x, weights, axes: Axes):
-    """A sample of each channel: the largest; of a complex x, the largest of each of its parts."""
-    if jnp.iscomplexobj(x):
-        return jax.lax.complex(_largest(x.real, weights, axes), _largest(x.imag, weights, axes))
-    present = None if weights is None else weights > 0
-    return jnp.max(_samples(x, None), axes, initial=-jnp.inf, where=present)
-
-
-def _corrected(x, weights, count, mean, sample, axes: Axes, apart=_as_they_are):
-    """Sums about an estimate of the mean: what they add to it is small, and kept as its remainder.
-
-    A sample, if it is as near the mean as the rounded mean is, serves as well as the mean, and is what
-    makes one repeated value come out exactly.
-    """
-    near = jnp.abs(sample - mean) <= _ROUNDINGS * jnp.finfo(count.dtype).eps * jnp.abs(mean)
-    estimate = jnp.where(near, sample, mean)
+def _corrected(x, weights, count, estimate, axes: Axes, apart=_as_they_are):
+    """Sums about an estimate of the mean: what they add to it is small, and kept as its remainder."""
     shift = jnp.where(jnp.isfinite(estimate), estimate, 0)
     offset, var = _about(x, weights, count, shift, axes, apart)
     mean = shift + offset
@@ -157,3 +150,36 @@ def _samples(x, weights):
     """x in the dtype of the arithmetic, 0 where the weight is 0."""
     x = x.astype(_dtypes.promote(x.dtype))
     return x if weights is None else jnp.where(weights > 0, x, 0)
+
+
+def _repeated_values_if_any(x, weights, moments, axes: Axes):
+    mean, _, var = moments
+    rounding = _ROUNDINGS * jnp.finfo(var.dtype).eps
+    return jax.lax.cond(
+        jnp.any(var <= rounding**2 * squared(mean)),
+        lambda: _repeated_values(x, weights, moments, axes),
+        lambda: moments,
+    )
+
+
+def _repeated_values(x, weights, moments, axes: Axes):
+    """The moments, exact where all samples of a channel are one value: that value, 0 and 0."""
+    mean, remainder, var = moments
+    low, high = _extremes(_samples(x, weights), weights, axes)
+    repeated = (low == high) & jnp.isfinite(low)
+    return (
+        jnp.where(repeated, low, mean),
+        jnp.where(repeated, 0, remainder),
+        jnp.where(repeated, 0, var),
+    )
+
+
+def _extremes(x, weights, axes: Axes):
+    """Smallest and largest sample, those of weight 0 left out; of a complex x, by each of its parts."""
+    if jnp.iscomplexobj(x):
+        real, imag = _extremes(x.real, weights, axes), _extremes(x.imag, weights, axes)
+        return tuple(map(jax.lax.complex, real, imag))
+    present = None if weights is None else weights > 0
+    largest = functools.partial(jnp.max, axis=axes, initial=-jnp.inf, where=present)
+    # Two maxima rather than a minimum and a maximum: over a sharded array they travel together.
+    return -largest(-x), largest(x)
