@@ -44,12 +44,12 @@ def no_norm(
     return Affine(scale_init, name=name)
 
 
-class BasicBlock(nn.Module):
-    """Two 3x3 convolutions, of ResNet-18 and ResNet-34.
+class Block(nn.Module):
+    """What the two kinds of residual block have in common.
 
     Attributes:
-        features: channels of the result.
-        strides: of the first convolution and of the shortcut.
+        features: channels of a 3x3 convolution.
+        strides: of the first 3x3 convolution and of the shortcut.
         norm: factory of a norm.
         act: the activation.
         dtype: of the convolutions.
@@ -60,6 +60,10 @@ class BasicBlock(nn.Module):
     norm: Callable[..., nn.Module] = batch_norm
     act: Callable[[jax.Array], jax.Array] = nn.relu
     dtype: Any = None
+
+
+class BasicBlock(Block):
+    """Two 3x3 convolutions, of ResNet-18 and ResNet-34."""
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
@@ -76,19 +80,8 @@ class BasicBlock(nn.Module):
         return self.act(x + y)
 
 
-class Bottleneck(nn.Module):
-    """Convolutions 1x1, 3x3 (strided) and 1x1, of ResNet-50 and deeper.
-
-    Attributes:
-        features: channels of the 3x3 convolution; the result has four times as many.
-        strides, norm, act, dtype: see `BasicBlock`.
-    """
-
-    features: int
-    strides: int = 1
-    norm: Callable[..., nn.Module] = batch_norm
-    act: Callable[[jax.Array], jax.Array] = nn.relu
-    dtype: Any = None
+class Bottleneck(Block):
+    """Convolutions 1x1, 3x3 and 1x1, of ResNet-50 and deeper; four times `features` come out."""
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:

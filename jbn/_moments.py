@@ -131,7 +131,11 @@ def deviation(reduction: Reduction, x: Array, weights: Array | None, m: Moments)
     per channel it costs nothing.
     """
     x = x.astype(_dtypes.promote(x.dtype))
-    d = x - jax.lax.expand_dims(m.mean, reduction.axes)
+    return without_padding(x - jax.lax.expand_dims(m.mean, reduction.axes), weights)
+
+
+def without_padding(d: Array, weights: Array | None) -> Array:
+    """d, and 0 where the weight is 0 and d is not finite: what is masked may be anything."""
     return d if weights is None else jnp.where((weights > 0) | jnp.isfinite(d), d, 0)
 
 

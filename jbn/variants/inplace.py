@@ -13,6 +13,7 @@ from jbn._batch_norm import Norm, Operation, call, init
 from jbn._moments import (
     batch_moments,
     moments_tangent,
+    without_padding,
     without_zeros,
     zeros_for_none,
 )
@@ -80,7 +81,7 @@ def inplace(
         raise ValueError(f"`negative_slope` must lie in (0, 1] to be inverted, got {negative_slope!r}")
     if not 0 < alpha < math.inf:
         raise ValueError(f"`alpha` must be a positive finite number, got {alpha!r}")
-    operation = _InPlace(activation, float(negative_slope), float(alpha))
+    operation = _InPlace(activation, float(alpha if activation == "elu" else negative_slope))
 
     def apply(x, params, batch_stats, *, train, **options):
         if jnp.iscomplexobj(x):
@@ -93,8 +94,7 @@ def inplace(
 @dataclasses.dataclass(frozen=True)
 class _InPlace(Operation):
     name: Activation
-    negative_slope: float
-    alpha: float
+    parameter: float  # alpha of elu, else the slope
 
     def train(self, reduction, dtype, x, weights, scale, bias, epsilon):
         return _normalize_and_activate(self, reduction, dtype, x, weights, scale, bias, epsilon)
@@ -103,13 +103,13 @@ class _InPlace(Operation):
 
     def activation(self, z):
         if self.name == "leaky_relu":
-            return jnp.maximum(z, self.negative_slope * z)
+            return jnp.maximum(z, self.parameter * z)
         if self.name == "elu":
-            return jnp.maximum(z, 0) + self.alpha * jnp.expm1(jnp.minimum(z, 0))
+            return jnp.maximum(z, 0) + self.parameter * jnp.expm1(jnp.minimum(z, 0))
         return z
 
     def inverse(self, y, parameter):
-        """z of y; `parameter` is the slope or alpha as an array."""
+        """z of y; `parameter` is this operation's, as an array of its own for each sum."""
         if self.name == "leaky_relu":
             return jnp.minimum(y, y / parameter)
         if self.name == "elu":
@@ -121,9 +121,9 @@ class _InPlace(Operation):
         """dy / dz, of y; None for 1."""
         side = jnp.sign(jnp.sign(y) + 0.5)  # 1 for y >= 0, else -1
         if self.name == "leaky_relu":
-            return jnp.maximum(side, self.negative_slope)
+            return jnp.maximum(side, self.parameter)
         if self.name == "elu":
-            return jnp.maximum(side, 0) - jnp.minimum(side, 0) * (y + self.alpha)
+            return jnp.maximum(side, 0) - jnp.minimum(side, 0) * (y + self.parameter)
         return None
 
 
@@ -163,11 +163,10 @@ def _normalize_and_activate_jvp(operation, reduction, dtype, primals, tangents):
             if bias is not None:
                 z = z - jax.lax.expand_dims(bias.astype(z.dtype), reduction.axes)
             d = z / jax.lax.expand_dims(a.astype(z.dtype), reduction.axes)
-            return d if weights is None else jnp.where((weights > 0) | jnp.isfinite(d), d, 0)
+            return without_padding(d, weights)
 
-        parameter = operation.alpha if operation.name == "elu" else operation.negative_slope
         a = gain(m.var, _invertible(scale, bias, m.var, dtype), epsilon)
-        kept = y, bias, a, jnp.asarray(parameter, m.mean.dtype)
+        kept = y, bias, a, jnp.asarray(operation.parameter, m.mean.dtype)
         d, d_again = deviation(*kept), deviation(*again(*kept))
         t = None if t is None else t.astype(d.dtype)
         tm = moments_tangent(reduction, d, weights, m, t, tweights)
