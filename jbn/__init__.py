@@ -4,13 +4,14 @@ from jbn import linen as linen
 from jbn import nnx as nnx
 from jbn import tools as tools
 from jbn._backward import batch_norm_backward as batch_norm_backward
-from jbn._batch_norm import Norm as Norm
 from jbn._batch_norm import batch_norm as batch_norm
 from jbn._batch_norm import init as init
-from jbn._batch_norm import plain as plain
-from jbn._moments import Moments as Moments
+from jbn._form import Form as Form
 from jbn._moments import moments as moments
+from jbn._norm import Norm as Norm
+from jbn._norm import plain as plain
 from jbn._normalize import normalize as normalize
 from jbn._remat import remat_policy as remat_policy
 from jbn._running import update_running as update_running
+from jbn._statistics import Moments as Moments
 from jbn.variants.inplace import inplace as inplace

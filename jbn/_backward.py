@@ -1,30 +1,28 @@
 """The analytic backward pass as a plain function: what `jax.grad` of `jbn.batch_norm` computes."""
 
-from collections.abc import Mapping
-from typing import Any
-
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
-from jbn import _checks, _collectives
-from jbn._moments import Moments, Reduction, as_weights, deviation
-from jbn._normalize import gain
-from jbn.ops.xla import safe_divide, weighted
-
-Array = jax.Array
+from jbn import _checks, _collectives, _dtypes
+from jbn._masking import as_weights, counted, harmless, weighted
+from jbn._statistics import Moments
+from jbn._typing import Array, Axis, AxisIndexGroups, AxisName, Params
+from jbn.ops.local_moments import divide
+from jbn.ops.reduction import Reduction
 
 
 def batch_norm_backward(
-    dy: Any,
-    x: Any,
-    params: Mapping[str, Any],
+    dy: ArrayLike,
+    x: ArrayLike,
+    params: Params,
     moments: Moments,
     *,
-    axis: _checks.Axis = -1,
-    epsilon: Any = 1e-5,
-    mask: Any = None,
-    axis_name: _checks.AxisName | None = None,
-    axis_index_groups: _checks.AxisIndexGroups | None = None,
+    axis: Axis = -1,
+    epsilon: ArrayLike = 1e-5,
+    mask: ArrayLike | None = None,
+    axis_name: AxisName | None = None,
+    axis_index_groups: AxisIndexGroups | None = None,
 ) -> tuple[Array, dict[str, Array]]:
     """Cotangents of `x` and `params` in training, from the cotangent of the output.
 
@@ -64,40 +62,36 @@ def batch_norm_backward(
     x = _checks.input_array(x)
     features = _checks.feature_axes(axis, x.ndim)
     shape = tuple(x.shape[a] for a in features)
-    params = _checks.params_dict(params, shape)
+    params = _checks.params_dict(params, x, shape)
     epsilon = _checks.epsilon_value(epsilon)
-    for name in ("mean", "var", "count"):
-        _checks.per_channel(f"moments.{name}", getattr(moments, name), shape)
+    m = _checks.moments_arrays(moments, shape, ("mean", "var", "count"))
     if jnp.shape(dy) != x.shape:
         raise ValueError(f"`dy` must have the shape of `x`, {x.shape}, got {jnp.shape(dy)}")
     axis_name = _checks.axis_names(axis_name)
     groups = _checks.index_groups(axis_index_groups, axis_name)
     reduction = Reduction(_checks.reduction_axes(features, x.ndim), axis_name, groups)
     weights = as_weights(mask, x)
-    assert moments.count is not None
 
-    def expand(v):
-        return jax.lax.expand_dims(v, reduction.axes)
-
-    d = deviation(reduction, x, weights, moments)
-    if moments.remainder is not None:
-        d = d - expand(moments.remainder)
+    x_dtype, x = x.dtype, x.astype(_dtypes.promote(x.dtype))
+    d = x - reduction.expand(m.mean.astype(x.dtype))
+    if m.remainder is not None:
+        d = d - reduction.expand(m.remainder)
+    d = harmless(weights, d)
     dy = jnp.asarray(dy).astype(d.dtype)
-    sum_dy = jnp.sum(dy, reduction.axes)
-    sum_dy_d = jnp.sum(jnp.real(dy * d), reduction.axes)
-    rstd = gain(moments.var, None, epsilon)
+    sum_dy = reduction.sum(dy)
+    sum_dy_d = reduction.sum(jnp.real(dy * d))
+    rstd = jax.lax.rsqrt(m.var + jnp.asarray(epsilon, m.var.dtype))
     dparams = {"scale": rstd * sum_dy_d, "bias": sum_dy}
     dparams = {
-        name: (dparams[name] if jnp.iscomplexobj(p) else dparams[name].real).astype(jnp.result_type(p))
+        name: (dparams[name] if jnp.iscomplexobj(p) else dparams[name].real).astype(p.dtype)
         for name, p in params.items()
     }
 
     if axis_name is not None:
         _collectives.require_axis(axis_name, groups)
         sum_dy, sum_dy_d = _collectives.psum((sum_dy, sum_dy_d), axis_name, groups)
-    slope = expand(rstd**2 * safe_divide(sum_dy_d, moments.count)).astype(d.dtype)
-    projection = expand(safe_divide(sum_dy, moments.count)) + jnp.conj(d) * slope
-    if weights is not None:
-        projection = weighted(weights, projection)
-    a = gain(moments.var, params.get("scale"), epsilon)
-    return (expand(a).astype(d.dtype) * (dy - projection)).astype(x.dtype), dparams
+    slope = reduction.expand(rstd * (rstd * divide(sum_dy_d, m.count))).astype(d.dtype)
+    projection = reduction.expand(divide(sum_dy, m.count)) + jnp.conj(counted(weights, d)) * slope
+    a = params["scale"] * rstd if "scale" in params else rstd
+    a = reduction.expand(a).astype(d.dtype)
+    return (a * (dy - weighted(weights, projection))).astype(x_dtype), dparams

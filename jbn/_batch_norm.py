@@ -6,24 +6,36 @@ Each step is a public function of its own: `jbn.moments`, `jbn.normalize`, `jbn.
 """
 
 import functools
-import math
-import operator
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike, DTypeLike
 
-from jbn import _checks, _collectives, _dtypes, ops
-from jbn._moments import Moments, Reduction, as_weights
-from jbn._normalize import normalize, normalize_batch
+from jbn import _checks, _collectives, _dtypes
+from jbn._derivative import batch_normalized, normalized
+from jbn._form import Affine, Form
+from jbn._masking import as_weights
 from jbn._running import decay, updated
-
-Array = jax.Array
+from jbn._statistics import Moments
+from jbn._typing import (
+    Array,
+    Axis,
+    AxisIndexGroups,
+    AxisName,
+    BatchStats,
+    Flag,
+    Params,
+    RunningVariance,
+)
+from jbn.ops.reduction import Reduction
 
 
 def init(
-    features: int | Sequence[int], *, dtype: Any = jnp.float32, momentum: float | None = 0.99
+    features: int | Sequence[int],
+    *,
+    dtype: DTypeLike = jnp.float32,
+    momentum: ArrayLike | None = 0.99,
 ) -> tuple[dict[str, Array], dict[str, Array]]:
     """Parameters and running statistics of one layer, as Flax names and initializes them.
 
@@ -38,7 +50,7 @@ def init(
         batch_stats: {"mean": zeros, "var": ones}, and "count": zeros, int32, where momentum is None.
 
     Raises:
-        ValueError: `features` is negative.
+        ValueError, TypeError: an argument is not of the form above.
 
     Example:
         >>> import jax, jbn
@@ -46,9 +58,9 @@ def init(
         >>> jax.tree.map(lambda v: v.shape, (params, batch_stats))
         ({'bias': (64,), 'scale': (64,)}, {'mean': (64,), 'var': (64,)})
     """
-    shape = tuple(features) if isinstance(features, Iterable) else (operator.index(features),)
-    if any(n < 0 for n in shape):
-        raise ValueError(f"`features` must not be negative, got {features!r}")
+    shape = _checks.number_of_features(features)
+    _checks.momentum_value(momentum)
+    dtype = _dtypes.floating("dtype", dtype)
     params = {"scale": jnp.ones(shape, dtype), "bias": jnp.zeros(shape, dtype)}
     mean_dtype = _dtypes.promote(dtype)
     batch_stats = {
@@ -61,20 +73,20 @@ def init(
 
 
 def batch_norm(
-    x: Any,
-    params: Mapping[str, Any],
-    batch_stats: Mapping[str, Any],
+    x: ArrayLike,
+    params: Params,
+    batch_stats: BatchStats,
     *,
-    train: Any,
-    axis: _checks.Axis = -1,
-    momentum: Any = 0.99,
-    epsilon: Any = 1e-5,
-    mask: Any = None,
-    axis_name: _checks.AxisName | None = None,
-    axis_index_groups: _checks.AxisIndexGroups | None = None,
-    running_variance: _checks.RunningVariance = "biased",
-    dtype: Any = None,
-    implementation: ops.Implementation | None = None,
+    train: Flag,
+    axis: Axis = -1,
+    momentum: ArrayLike | None = 0.99,
+    epsilon: ArrayLike = 1e-5,
+    mask: ArrayLike | None = None,
+    axis_name: AxisName | None = None,
+    axis_index_groups: AxisIndexGroups | None = None,
+    running_variance: RunningVariance = "biased",
+    dtype: DTypeLike | None = None,
+    form: Form = Form(),
 ) -> tuple[Array, dict[str, Array]]:
     """Batch normalization (Ioffe and Szegedy 2015): pytrees in, pytrees out.
 
@@ -86,12 +98,15 @@ def batch_norm(
     With r the result of these lines in float64 for the same float32 `x`, |y - r| is at most
     1e-6 * max(1, |r|) for scale 1, however large the mean is against the deviation; a channel of one
     repeated value gives exactly `bias`. Differentiable any number of times in both modes; no gradient
-    flows through the returned statistics.
+    flows through the returned statistics. On a TPU y depends on `batch_stats` in training too, in its
+    last digits: see `shift` of `jbn.moments`.
 
     Args:
         x: (..., C) array of rank 1 or more: float16, bfloat16, float32, float64, integer (promoted
             to float32) or complex.
-        params: {"scale": (C,), "bias": (C,)}; either may be left out, and is then skipped.
+        params: {"scale": (C,), "bias": (C,)}; either may be left out, and is then skipped. Or of as
+            many dimensions as `x` and broadcasting against it: a scale and bias of their own for each
+            sample or position.
         batch_stats: {"mean": (C,), "var": (C,)}, and "count" for the cumulative average: `jbn.init`.
         train: normalize with the statistics of `x` and update the running ones (True), or with the
             running ones (False). A traced bool makes it a `lax.cond`.
@@ -107,7 +122,8 @@ def batch_norm(
             looked at in inference.
         running_variance: "biased" or "unbiased": see `jbn.update_running`.
         dtype: dtype of y. Default: that of `x`.
-        implementation: None (the default implementation) or "xla".
+        form: what y is made of besides, and what the backward pass keeps; of variants such as
+            `jbn.inplace`. Default: as above, and x is kept.
 
     Returns:
         y: of the shape of `x`.
@@ -130,136 +146,62 @@ def batch_norm(
         Ioffe and Szegedy (2015), "Batch Normalization: Accelerating Deep Network Training by Reducing
         Internal Covariate Shift", arXiv:1502.03167.
     """
-    return call(
-        _PLAIN,
-        x,
-        params,
-        batch_stats,
-        train=train,
-        axis=axis,
-        momentum=momentum,
-        epsilon=epsilon,
-        mask=mask,
-        axis_name=axis_name,
-        axis_index_groups=axis_index_groups,
-        running_variance=running_variance,
-        dtype=dtype,
-        implementation=implementation,
-    )
-
-
-class Operation:
-    """What batch norm does between the input and the output; a variant derives from it.
-
-    Hashable, and equal where it computes the same, so that one compiled program serves all calls.
-    """
-
-    def train(
-        self,
-        reduction: Reduction,
-        dtype: Any,
-        x: Array,
-        weights: Array | None,
-        scale: Array | None,
-        bias: Array | None,
-        epsilon: Any,
-    ) -> tuple[Array, Moments]:
-        """y in `dtype`, and the moments of the batch."""
-        y, m = normalize_batch(reduction, x, weights, scale, bias, epsilon)
-        return y.astype(dtype), m
-
-    def activation(self, z: Array) -> Array:
-        """y of the normalized z, in inference."""
-        return z
-
-
-_PLAIN = Operation()
-
-
-def call(
-    operation: Operation,
-    x: Any,
-    params: Mapping[str, Any],
-    batch_stats: Mapping[str, Any],
-    *,
-    train: Any,
-    axis: _checks.Axis = -1,
-    momentum: Any = 0.99,
-    epsilon: Any = 1e-5,
-    mask: Any = None,
-    axis_name: _checks.AxisName | None = None,
-    axis_index_groups: _checks.AxisIndexGroups | None = None,
-    running_variance: _checks.RunningVariance = "biased",
-    dtype: Any = None,
-    implementation: ops.Implementation | None = None,
-) -> tuple[Array, dict[str, Array]]:
-    """`batch_norm`, which documents the arguments, with another operation in the middle."""
     x = _checks.input_array(x)
     features = _checks.feature_axes(axis, x.ndim)
     shape = tuple(x.shape[a] for a in features)
-    train = _checks.train_flag(train)
-    params = _checks.params_dict(params, shape)
+    train = _checks.flag("train", train)
+    params = _checks.params_dict(params, x, shape)
+    momentum = _checks.momentum_value(momentum)
     batch_stats = _checks.batch_stats_dict(batch_stats, shape, momentum is None)
-    _checks.momentum_value(momentum)
-    epsilon = _checks.epsilon_value(epsilon)
-    _checks.choice("running_variance", running_variance, _checks.RunningVariance)
-    ops.select(implementation)
+    affine = Affine(params.get("scale"), params.get("bias"), _checks.epsilon_value(epsilon))
+    _checks.choice("running_variance", running_variance, RunningVariance)
     axis_name = _checks.axis_names(axis_name)
     groups = _checks.index_groups(axis_index_groups, axis_name)
-    axes = _checks.reduction_axes(features, x.ndim)
+    reduction = Reduction(_checks.reduction_axes(features, x.ndim), axis_name, groups)
     if train is not False:
         if axis_name is not None:
             _collectives.require_axis(axis_name, groups)
         elif mask is None:
-            _checks.warn_if_single(math.prod(x.shape[a] for a in axes))
-    if mask is not None:
-        mask = _checks.mask_array(mask, x.shape)
-    out = _dtypes.output(x, dtype)
-    if out in (jnp.float64, jnp.complex128):
-        x = x.astype(out)
+            _checks.warn_if_single(reduction.samples(x.shape))
+    weights = as_weights(mask, x)
+    dtype = _dtypes.output(x, dtype)
+    if dtype in (jnp.float64, jnp.complex128):
+        x = x.astype(dtype)
 
     def training(batch_stats):
-        reduction = Reduction(axes, axis_name, groups, implementation)
-        static = operation, reduction, running_variance, out
-        return _train(static, x, params, batch_stats, mask, decay(momentum), epsilon)
+        static = form, dtype, running_variance
+        return _train(static, reduction, x, weights, affine, batch_stats, decay(momentum))
 
     def inference(batch_stats):
-        m = Moments(batch_stats["mean"], batch_stats["var"])
-        exact = _dtypes.promote(out)
-        z = normalize(x, m, params, axis=features, epsilon=epsilon, mask=mask, dtype=exact)
-        return operation.activation(z).astype(out), batch_stats
+        return _infer((form, dtype), reduction, x, weights, affine, batch_stats), batch_stats
 
-    with jax.named_scope("jbn.batch_norm"):
-        if isinstance(train, bool):
-            return training(batch_stats) if train else inference(batch_stats)
-        if jnp.iscomplexobj(x):
-            batch_stats["mean"] = batch_stats["mean"].astype(x.dtype)
-        # Both branches must vary over the same devices, which in training x and the mask decide.
-        for v in (x, mask) if mask is not None else (x,):
-            nothing = jnp.sum(jnp.zeros_like(v)).real
-            batch_stats = {name: s + nothing.astype(s.dtype) for name, s in batch_stats.items()}
-        return jax.lax.cond(train, training, inference, batch_stats)
+    if isinstance(train, bool):
+        return training(batch_stats) if train else inference(batch_stats)
+    if jnp.iscomplexobj(x):
+        batch_stats["mean"] = batch_stats["mean"].astype(x.dtype)
+    # Both branches must vary over the same devices, which in training x and the mask decide.
+    for v in (x,) if weights is None else (x, weights):
+        nothing = jnp.sum(jnp.zeros_like(v, dtype=jnp.float32))
+        if axis_name is not None:
+            (nothing,) = _collectives.psum((nothing,), axis_name, groups)
+        batch_stats = {name: s + nothing.astype(s.dtype) for name, s in batch_stats.items()}
+    return jax.lax.cond(train, training, inference, batch_stats)
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _train(static, x, params, batch_stats, mask, decays, epsilon):
-    operation, reduction, running_variance, dtype = static
-    scale, bias = params.get("scale"), params.get("bias")
-    y, m = operation.train(reduction, dtype, x, as_weights(mask, x), scale, bias, epsilon)
-    return y, updated(batch_stats, m, decays, running_variance)
+def _train(static, reduction, x, weights, affine, batch_stats, decays):
+    form, dtype, running_variance = static
+    with jax.named_scope("jbn.batch_norm"):
+        shift = jax.lax.stop_gradient(batch_stats["mean"])
+        y, m = batch_normalized(form, dtype, reduction, x, weights, shift, affine)
+        return y, updated(batch_stats, m, decays, running_variance)
 
 
-class Norm(NamedTuple):
-    """A norm as a pair of pure functions, after optax: what the Flax layers take as `norm`.
-
-    Attributes:
-        init: `init(features, *, dtype, momentum) -> (params, batch_stats)`, as `jbn.init`.
-        apply: `apply(x, params, batch_stats, *, train, ...) -> (y, batch_stats)`, with the keywords
-            of `jbn.batch_norm`.
-    """
-
-    init: Callable[..., tuple[dict[str, Array], dict[str, Array]]]
-    apply: Callable[..., tuple[Array, dict[str, Array]]]
-
-
-plain = Norm(init, batch_norm)
+@functools.partial(jax.jit, static_argnums=0)
+def _infer(static, reduction, x, weights, affine, batch_stats):
+    form, dtype = static
+    with jax.named_scope("jbn.batch_norm"):
+        m = Moments(batch_stats["mean"], batch_stats["var"])
+        exact = _dtypes.promote(dtype)
+        z = normalized(Form(), exact, reduction, x, weights, m, affine)
+        return form.activation(z).astype(dtype)

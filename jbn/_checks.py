@@ -1,22 +1,38 @@
 """What a call may be given: every check of an argument, made while tracing, before any arithmetic."""
 
+import contextlib
+import contextvars
 import operator
+import sys
 import warnings
-from collections.abc import Hashable, Iterable, Mapping, Sequence
-from typing import Any, Literal, get_args
+from collections.abc import Iterable, Mapping
+from typing import Any, get_args
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-Axis = int | Sequence[int]
-AxisName = Hashable | Sequence[Hashable]
-AxisIndexGroups = Sequence[Sequence[int]]
-RunningVariance = Literal["biased", "unbiased"]
+from jbn._typing import Array, AxisName, Groups
+
+_LIBRARIES = ("jbn", "flax", "jax", "contextlib")
 
 
-def feature_axes(axis: Axis, ndim: int) -> tuple[int, ...]:
+def number_of_features(features: Any) -> tuple[int, ...]:
+    """The sizes of the feature axes, from one or several."""
+    several = isinstance(features, Iterable) and not isinstance(features, str)
+    try:
+        shape = tuple(operator.index(n) for n in (features if several else (features,)))
+    except TypeError:
+        raise TypeError(
+            f"`features` must be an integer or a sequence of integers, got {features!r}"
+        ) from None
+    if any(n < 0 for n in shape):
+        raise ValueError(f"`features` must not be negative, got {features!r}")
+    return shape
+
+
+def feature_axes(axis: Any, ndim: int) -> tuple[int, ...]:
     """The feature axes as sorted, non-negative integers."""
     axes = tuple(axis) if isinstance(axis, Iterable) else (axis,)
     try:
@@ -42,29 +58,42 @@ def reduction_axes(features: tuple[int, ...], ndim: int) -> tuple[int, ...]:
     return tuple(a for a in range(ndim) if a not in features)
 
 
-def input_array(x: Any) -> jax.Array:
-    """`x` as an array that can be normalized: integers become float32, booleans are refused."""
-    x = jnp.asarray(x)
-    if jnp.issubdtype(x.dtype, jnp.bool_):
+def array(name: str, value: Any) -> Array:
+    """An array of numbers."""
+    try:
+        v = jnp.asarray(value)
+        numeric = jnp.issubdtype(v.dtype, jnp.number)
+    except (TypeError, ValueError):
+        v, numeric = None, False
+    if v is None or not numeric:
+        got = repr(value) if v is None or v.ndim == 0 else f"dtype {v.dtype}"
         raise TypeError(
-            "`x` must be numeric, got dtype bool; convert it first, e.g. x.astype('float32')"
+            f"`{name}` must be an array of numbers, got {got}; convert it first, e.g. with "
+            f"jnp.asarray({name}, 'float32')"
         )
-    if not jnp.issubdtype(x.dtype, jnp.inexact):
-        x = x.astype(jnp.float32)
-    return x
+    return v
 
 
-def per_channel(name: str, value: Any, shape: tuple[int, ...]) -> None:
+def input_array(x: Any) -> Array:
+    """`x` as an array that can be normalized: of rank 1 or more; integers become float32."""
+    x = array("x", x)
+    if x.ndim == 0:
+        raise ValueError("`x` must have at least one axis, that of the features, got a scalar")
+    return x if jnp.issubdtype(x.dtype, jnp.inexact) else x.astype(jnp.float32)
+
+
+def per_channel(name: str, value: Any, shape: tuple[int, ...]) -> Array:
     """One value per channel: the shape must be that of the feature axes of `x`."""
-    got = None if value is None else np.shape(value)
-    if got != shape:
+    v = array(name, value)
+    if v.shape != shape:
         raise ValueError(
-            f"`{name}` must have the shape of the feature axes of `x`, {shape}, got {got}; pass the "
+            f"`{name}` must have the shape of the feature axes of `x`, {shape}, got {v.shape}; pass the "
             f"`axis` that holds the features, or initialize with the right number of features"
         )
+    return v
 
 
-def params_dict(params: Any, shape: tuple[int, ...]) -> dict[str, jax.Array]:
+def params_dict(params: Any, x: Array, shape: tuple[int, ...]) -> dict[str, Array]:
     """`params`, which holds `scale` and `bias`, either, or neither, as floating-point arrays."""
     if not isinstance(params, Mapping):
         raise TypeError(
@@ -77,18 +106,31 @@ def params_dict(params: Any, shape: tuple[int, ...]) -> dict[str, jax.Array]:
             f"`params` may hold 'scale' and 'bias', got {unknown} besides; other libraries' names "
             f"(gamma, beta, weight, offset) must be renamed"
         )
-    for name, value in params.items():
-        per_channel(f"params['{name}']", value, shape)
-    arrays = {name: jnp.asarray(value) for name, value in params.items()}
-    return {
-        name: v if jnp.issubdtype(v.dtype, jnp.inexact) else v.astype(jnp.float32)
-        for name, v in arrays.items()
-    }
+    return {name: _parameter(f"params['{name}']", v, x, shape) for name, v in params.items()}
+
+
+def _parameter(name, value, x, shape):
+    v = array(name, value)
+    broadcast = v.ndim == x.ndim and all(m in (1, n) for m, n in zip(v.shape, x.shape, strict=True))
+    if v.shape != shape and not broadcast:
+        raise ValueError(
+            f"`{name}` must have the shape of the feature axes of `x`, {shape}, or as many dimensions "
+            f"as `x`, {x.ndim}, and broadcast to {x.shape}, got shape {v.shape}; pass the `axis` that "
+            f"holds the features, or initialize with the right number of features"
+        )
+    real_where_x_is(name, v, x)
+    return v if jnp.issubdtype(v.dtype, jnp.inexact) else v.astype(jnp.float32)
+
+
+def real_where_x_is(name: str, v: Array, x: Array) -> None:
+    """No complex parameter or statistic of a real input."""
+    if jnp.iscomplexobj(v) and not jnp.iscomplexobj(x):
+        raise TypeError(f"`{name}` must be real where `x` is, got dtype {v.dtype} for {x.dtype}")
 
 
 def batch_stats_dict(
-    batch_stats: Any, shape: tuple[int, ...], cumulative: bool
-) -> dict[str, jax.Array]:
+    batch_stats: Any, shape: tuple[int, ...] | None, cumulative: bool
+) -> dict[str, Array]:
     """`batch_stats`, which holds `mean` and `var`, and `count` where it is cumulative, as arrays."""
     if not isinstance(batch_stats, Mapping) or not {"mean", "var"} <= set(batch_stats):
         got = sorted(batch_stats) if isinstance(batch_stats, Mapping) else type(batch_stats).__name__
@@ -101,9 +143,9 @@ def batch_stats_dict(
             "`momentum=None` is the cumulative average and needs 'count' in `batch_stats` (the number "
             "of batches seen, per channel); make it with jbn.init(features, momentum=None)"
         )
-    for name in ("mean", "var", *(["count"] if cumulative else [])):
-        per_channel(f"batch_stats['{name}']", batch_stats[name], shape)
     arrays = {name: jnp.asarray(value) for name, value in batch_stats.items()}
+    for name in ("mean", "var", *(["count"] if cumulative else [])):
+        arrays[name] = per_channel(f"batch_stats['{name}']", batch_stats[name], shape)
     for name in ("mean", "var"):
         dtype = arrays[name].dtype
         if not jnp.issubdtype(dtype, jnp.inexact):
@@ -114,18 +156,21 @@ def batch_stats_dict(
     return arrays
 
 
-def epsilon_value(epsilon: Any) -> Any:
-    """`epsilon` as a float, positive; a traced one cannot be looked at."""
-    if isinstance(epsilon, Tracer):
-        return epsilon if jnp.issubdtype(epsilon.dtype, jnp.inexact) else epsilon.astype(jnp.float32)
-    epsilon = _number("epsilon", epsilon)
-    limits = jnp.finfo(jnp.float32)
-    if not float(limits.tiny) <= epsilon <= float(limits.max):
-        raise ValueError(
-            f"`epsilon` must be a positive finite number, got {epsilon!r}; it is added to the "
-            f"variance, in float32, so that a constant channel is not divided by zero"
+def moments_arrays(moments: Any, shape: tuple[int, ...] | None, required: tuple[str, ...]) -> Any:
+    """`moments`, whose fields are arrays of the shape of the features; those not required may be None."""
+    if not all(hasattr(moments, name) for name in ("mean", "var", "count", "remainder")):
+        raise TypeError(
+            f"`moments` must be a jbn.Moments, from jbn.moments or made as jbn.Moments(mean, var), got "
+            f"{type(moments).__name__}"
         )
-    return epsilon
+    arrays = {}
+    for name in ("mean", "var", "count", "remainder"):
+        value = getattr(moments, name)
+        if value is None and name in required:
+            raise ValueError(f"`moments.{name}` is needed here, got None; take it from jbn.moments")
+        shape = jnp.shape(value) if shape is None else shape
+        arrays[name] = None if value is None else per_channel(f"moments.{name}", value, shape)
+    return type(moments)(**arrays)
 
 
 def _number(name: str, value: Any) -> float:
@@ -137,20 +182,48 @@ def _number(name: str, value: Any) -> float:
         raise TypeError(f"`{name}` must be a number or a scalar array, got {value!r}") from None
 
 
-def momentum_value(momentum: Any) -> None:
+def _traced_number(name: str, value: Tracer) -> Tracer:
+    if value.shape != () or not jnp.issubdtype(value.dtype, jnp.number):
+        raise TypeError(
+            f"`{name}` must be a scalar where it is traced, got shape {value.shape} and dtype "
+            f"{value.dtype}"
+        )
+    return value if jnp.issubdtype(value.dtype, jnp.inexact) else value.astype(jnp.float32)
+
+
+def epsilon_value(epsilon: Any) -> Any:
+    """`epsilon` as a float, positive; a traced one cannot be looked at."""
+    if isinstance(epsilon, Tracer):
+        return _traced_number("epsilon", epsilon)
+    epsilon = _number("epsilon", epsilon)
+    limits = jnp.finfo(jnp.float32)
+    if not float(limits.tiny) <= epsilon <= float(limits.max):
+        raise ValueError(
+            f"`epsilon` must be a positive finite number, got {epsilon!r}; it is added to the "
+            f"variance, in float32, so that a constant channel is not divided by zero"
+        )
+    return epsilon
+
+
+def momentum_value(momentum: Any) -> Any:
     """`momentum` lies in [0, 1] or is None; a traced one cannot be looked at."""
-    if momentum is None or isinstance(momentum, Tracer):
-        return
+    if momentum is None:
+        return None
+    if isinstance(momentum, Tracer):
+        return _traced_number("momentum", momentum)
     if not 0.0 <= _number("momentum", momentum) <= 1.0:
         raise ValueError(
             f"`momentum` must lie in [0, 1] or be None (cumulative), got {momentum!r}; it is the "
             f"weight of the OLD statistics: PyTorch's momentum m is 1 - m here"
         )
+    return momentum
 
 
-def mask_array(mask: Any, shape: tuple[int, ...]) -> jax.Array:
-    """`mask` with as many dimensions as `x`, whatever it broadcasts from."""
-    mask = jnp.asarray(mask)
+def mask_array(mask: Any, shape: tuple[int, ...]) -> Array:
+    """`mask` with as many dimensions as `x`, whatever it broadcasts from; weights are not negative."""
+    given, mask = mask, jnp.asarray(mask)
+    if mask.dtype != bool and not jnp.issubdtype(mask.dtype, jnp.number):
+        raise TypeError(f"`mask` must be boolean or real weights >= 0, got dtype {mask.dtype}")
     if jnp.issubdtype(mask.dtype, jnp.complexfloating):
         raise TypeError(f"`mask` must be boolean or real weights >= 0, got dtype {mask.dtype}")
     sizes = zip(reversed(mask.shape), reversed(shape), strict=False)
@@ -159,19 +232,21 @@ def mask_array(mask: Any, shape: tuple[int, ...]) -> jax.Array:
             f"`mask` must broadcast against `x`, of shape {tuple(shape)}, got shape {mask.shape}; a "
             f"mask over the batch axes needs a last axis of one for the features: mask[..., None]"
         )
+    if mask.dtype != bool and not isinstance(given, Tracer) and not np.all(np.asarray(given) >= 0):
+        raise ValueError(
+            f"`mask` must be boolean or weights >= 0, got {np.min(np.asarray(given))} among them"
+        )
     return jax.lax.expand_dims(mask, range(len(shape) - mask.ndim))
 
 
-def axis_names(axis_name: Any) -> Any:
+def axis_names(axis_name: Any) -> AxisName | None:
     """`axis_name` in a form that can be hashed: a list becomes a tuple; none at all is None."""
     if isinstance(axis_name, list | tuple):
         return tuple(axis_name) or None
     return axis_name
 
 
-def index_groups(
-    axis_index_groups: AxisIndexGroups | None, axis_name: AxisName | None
-) -> tuple[tuple[int, ...], ...] | None:
+def index_groups(axis_index_groups: Any, axis_name: AxisName | None) -> Groups | None:
     """`axis_index_groups` as nested tuples that partition the devices."""
     if axis_index_groups is None:
         return None
@@ -180,7 +255,13 @@ def index_groups(
             f"`axis_index_groups` divides the devices of a named axis and needs `axis_name`, got "
             f"axis_index_groups={axis_index_groups!r} with axis_name=None"
         )
-    groups = tuple(tuple(operator.index(i) for i in group) for group in axis_index_groups)
+    try:
+        groups = tuple(tuple(operator.index(i) for i in group) for group in axis_index_groups)
+    except TypeError:
+        raise TypeError(
+            f"`axis_index_groups` must be a sequence of sequences of device indices, such as "
+            f"[[0, 1], [2, 3]], got {axis_index_groups!r}"
+        ) from None
     members = sorted(i for group in groups for i in group)
     if members != list(range(len(members))) or not all(groups):
         raise ValueError(
@@ -196,20 +277,46 @@ def choice(name: str, value: Any, literal: Any) -> None:
         raise ValueError(f"`{name}` must be one of {get_args(literal)}, got {value!r}")
 
 
-def train_flag(train: Any) -> Any:
-    """`train` as a bool, or traced: a boolean scalar."""
-    if isinstance(train, (bool, np.bool_)):
-        return bool(train)
-    if getattr(train, "shape", None) != () or getattr(train, "dtype", None) != jnp.bool_:
-        raise TypeError(f"`train` must be a bool or a boolean scalar array, got {train!r}")
-    return train if isinstance(train, Tracer) else bool(train)
+def flag(name: str, value: Any) -> Any:
+    """`value` as a bool, or traced: a boolean scalar."""
+    if isinstance(value, (bool, np.bool_)):
+        return bool(value)
+    if getattr(value, "shape", None) != () or getattr(value, "dtype", None) != jnp.bool_:
+        raise TypeError(f"`{name}` must be a bool or a boolean scalar array, got {value!r}")
+    return value if isinstance(value, Tracer) else bool(value)
+
+
+def negated(value: Any) -> Any:
+    """Not a `flag`."""
+    return not value if isinstance(value, bool) else jnp.logical_not(value)
+
+
+_quiet = contextvars.ContextVar("quiet", default=False)
+
+
+@contextlib.contextmanager
+def initializing():
+    """Within it one value per channel is nothing to warn about: shapes are all that matters."""
+    token = _quiet.set(True)
+    try:
+        yield
+    finally:
+        _quiet.reset(token)
 
 
 def warn_if_single(count: int) -> None:
     """One value per channel is allowed in training and worth a word: the output is then `bias`."""
-    if count == 1:
+    if count == 1 and not _quiet.get():
         warnings.warn(
             "batch norm in training with one value per channel: the output is `bias` and the batch "
             "variance 0, whatever `x` is; use a larger batch, `axis_name`, or train=False",
-            stacklevel=4,  # the caller of batch_norm, which hands on to `call`
+            stacklevel=_callers_level(),
         )
+
+
+def _callers_level():
+    """The stack level of the first caller that is no part of the libraries between it and us."""
+    level, frame = 1, sys._getframe(1)
+    while frame.f_back is not None and frame.f_globals["__name__"].partition(".")[0] in _LIBRARIES:
+        level, frame = level + 1, frame.f_back
+    return level - 1

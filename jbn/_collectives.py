@@ -5,9 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jbn._checks import AxisName
-
-Groups = tuple[tuple[int, ...], ...]
+from jbn._typing import AxisName, Groups
 
 
 def require_axis(axis_name: AxisName, groups: Groups | None) -> None:

@@ -1,23 +1,20 @@
 """Running statistics: exponential or cumulative averages of the batches' means and variances."""
 
-from collections.abc import Mapping
-from typing import Any
-
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from jbn import _checks, _dtypes
-from jbn._moments import Moments
-
-Array = jax.Array
+from jbn._statistics import Moments
+from jbn._typing import Array, BatchStats, RunningVariance
 
 
 def update_running(
-    batch_stats: Mapping[str, Any],
+    batch_stats: BatchStats,
     moments: Moments,
     *,
-    momentum: Any = 0.99,
-    running_variance: _checks.RunningVariance = "biased",
+    momentum: ArrayLike | None = 0.99,
+    running_variance: RunningVariance = "biased",
 ) -> dict[str, Array]:
     """Running statistics after one more batch.
 
@@ -30,7 +27,8 @@ def update_running(
 
     Args:
         batch_stats: mapping with "mean" and "var", each (C,), and "count", (C,), for the cumulative
-            average. Their dtypes are kept, except that a complex batch makes a real mean complex.
+            average. Their dtypes are kept, except that half precision becomes float32, as a step of 1%
+            would be rounded away in it, and that a complex batch makes a real mean complex.
         moments: statistics of the batch, from `jbn.moments`.
         momentum: weight of the old values, in [0, 1]; may be traced (a schedule). None is the
             cumulative average, the plain mean over all batches so far. Default 0.99.
@@ -41,7 +39,7 @@ def update_running(
         A new dict with the keys of `batch_stats`.
 
     Raises:
-        ValueError: an argument is not of the form above.
+        ValueError, TypeError: an argument is not of the form above.
 
     Example:
         >>> import jax.numpy as jnp, jbn
@@ -50,48 +48,45 @@ def update_running(
         >>> print(jbn.update_running(batch_stats, m, momentum=0.9))
         {'mean': Array([0.3], dtype=float32), 'var': Array([1.1], dtype=float32)}
     """
-    _checks.momentum_value(momentum)
-    _checks.choice("running_variance", running_variance, _checks.RunningVariance)
+    momentum = _checks.momentum_value(momentum)
+    _checks.choice("running_variance", running_variance, RunningVariance)
+    needed = ("mean", "var", *(["count"] if running_variance == "unbiased" else []))
+    moments = _checks.moments_arrays(moments, None, needed)
     batch_stats = _checks.batch_stats_dict(batch_stats, jnp.shape(moments.mean), momentum is None)
-    if running_variance == "unbiased" and moments.count is None:
-        raise ValueError(
-            "`running_variance='unbiased'` needs the number of samples, got moments with count=None"
-        )
     return updated(batch_stats, moments, decay(momentum), running_variance)
 
 
-def decay(momentum: Any) -> tuple[Any, Any] | None:
+def decay(momentum: ArrayLike | None) -> tuple[ArrayLike, ArrayLike] | None:
     """Weights of the old and the new value; 1 - momentum is taken before it is rounded to float32."""
     return None if momentum is None else (momentum, 1 - momentum)
 
 
 def updated(
-    batch_stats: Mapping[str, Any],
-    moments: Moments,
-    weights: tuple[Any, Any] | None,
-    running_variance: _checks.RunningVariance,
+    batch_stats: dict[str, Array],
+    m: Moments,
+    weights: tuple[ArrayLike, ArrayLike] | None,
+    running_variance: RunningVariance,
 ) -> dict[str, Array]:
     """`update_running` on checked arguments, with `decay(momentum)` for the momentum."""
-    batch = {"mean": moments.mean, "var": moments.var}
-    n = moments.count
-    if running_variance == "unbiased":
-        batch["var"] = moments.var * jnp.where(n > 1, n / jnp.where(n > 1, n - 1, 1), 1)
-    valid = jnp.isfinite(moments.mean) & jnp.isfinite(moments.var)
+    mean, var, n = jnp.asarray(m.mean), jnp.asarray(m.var), m.count
+    valid = jnp.isfinite(mean) & jnp.isfinite(var)
     if n is not None:
         valid = valid & (n > 0)
+    if running_variance == "unbiased":
+        var = var * jnp.where(n > 1, n / jnp.where(n > 1, n - 1, 1), 1)
 
     new = dict(batch_stats)
     if weights is None:
         new["count"] = new["count"] + valid.astype(new["count"].dtype)
-        seen = jnp.maximum(new["count"], 1).astype(_dtypes.real(moments.mean.dtype))
+        seen = jnp.maximum(new["count"], 1).astype(_dtypes.real(mean.dtype))
         weights = (seen - 1) / seen, 1 / seen
-    for name, value in batch.items():
+    for name, value in (("mean", mean), ("var", var)):
         old = new[name]
-        if jnp.iscomplexobj(value) and not jnp.iscomplexobj(old):
-            old = old.astype(_dtypes.promote(old.dtype, value.dtype))
+        wide = [old.dtype, value.dtype] if jnp.iscomplexobj(value) else [old.dtype]
+        old = old.astype(_dtypes.promote(*wide))
+        value = jnp.where(valid, value, 0).astype(old.dtype)
         kept, taken = (jnp.asarray(w, old.dtype) for w in weights)
         # Not a select between old and new: under explicit sharding these may be sharded differently.
         one = valid.astype(old.dtype)
-        value = jnp.where(valid, value, 0).astype(old.dtype)
         new[name] = jax.lax.stop_gradient((kept * one + (1 - one)) * old + taken * one * value)
     return new

@@ -1,6 +1,6 @@
 """`flax.linen.BatchNorm` by a change of import: the same fields, variables and checkpoints."""
 
-import warnings
+import contextlib
 from collections.abc import Callable
 from typing import Any
 
@@ -9,9 +9,11 @@ import jax.numpy as jnp
 from flax import linen as nn
 from flax.linen import dtypes
 from flax.typing import Axes, Dtype, Initializer
+from jax.typing import ArrayLike
 
 from jbn import _checks, _dtypes
-from jbn._batch_norm import Norm, plain
+from jbn._norm import Norm, as_norm, plain
+from jbn._typing import AxisIndexGroups, AxisName, Flag, RunningVariance
 
 
 class BatchNorm(nn.Module):
@@ -46,7 +48,7 @@ class BatchNorm(nn.Module):
 
     use_running_average: bool | None = None
     axis: Axes = -1
-    momentum: Any = 0.99
+    momentum: ArrayLike | None = 0.99
     epsilon: float = 1e-5
     dtype: Dtype | None = None
     param_dtype: Dtype = jnp.float32
@@ -54,35 +56,42 @@ class BatchNorm(nn.Module):
     use_scale: bool = True
     bias_init: Initializer = nn.initializers.zeros
     scale_init: Initializer = nn.initializers.ones
-    axis_name: Any = None
-    axis_index_groups: Any = None
+    axis_name: AxisName | None = None
+    axis_index_groups: AxisIndexGroups | None = None
     use_fast_variance: bool = True
     force_float32_reductions: bool = True
-    running_variance: _checks.RunningVariance = "biased"
+    running_variance: RunningVariance = "biased"
     norm: Norm = plain
     mean_init: Callable[..., Any] = nn.initializers.zeros
     var_init: Callable[..., Any] = nn.initializers.ones
 
     @nn.compact
     def __call__(
-        self, x: Any, use_running_average: bool | None = None, *, mask: Any = None
+        self,
+        x: ArrayLike,
+        use_running_average: Flag | None = None,
+        *,
+        mask: ArrayLike | None = None,
+        **options: Any,
     ) -> jax.Array:
         """Normalizes `x`.
 
         Args:
             x: see `jbn.batch_norm`.
-            use_running_average: as the field; give one of the two.
+            use_running_average: as the field, or traced; give one of the two.
             mask: see `jbn.batch_norm`.
+            options: what the norm takes besides.
 
         Returns:
             y of the shape of `x`; the running statistics are updated in place in training.
         """
-        use_running_average = nn.merge_param(
-            "use_running_average", self.use_running_average, use_running_average
-        )
+        norm = as_norm(self.norm)
+        norm.check(options)
+        given = nn.merge_param("use_running_average", self.use_running_average, use_running_average)
+        inference = _checks.flag("use_running_average", given)
         x = jnp.asarray(x)
         shape = tuple(x.shape[a] for a in _checks.feature_axes(self.axis, x.ndim))
-        params, batch_stats = self.norm.init(shape, dtype=self.param_dtype, momentum=self.momentum)
+        params, batch_stats = norm.init(shape, dtype=self.param_dtype, momentum=self.momentum)
 
         stats_dtype = _dtypes.promote(x.dtype)
         stats_inits = {
@@ -107,14 +116,12 @@ class BatchNorm(nn.Module):
             if used.get(name, True)
         }
         initializing = self.is_initializing()
-        with warnings.catch_warnings():
-            if initializing:
-                warnings.filterwarnings("ignore", ".*one value per channel")
-            y, updated = self.norm.apply(
+        with _checks.initializing() if initializing else contextlib.nullcontext():
+            y, updated = norm.apply(
                 x,
                 params,
                 {name: variable.value for name, variable in variables.items()},
-                train=not use_running_average,
+                train=_checks.negated(inference),
                 axis=self.axis,
                 momentum=self.momentum,
                 epsilon=self.epsilon,
@@ -123,8 +130,9 @@ class BatchNorm(nn.Module):
                 axis_index_groups=None if initializing else self.axis_index_groups,
                 running_variance=self.running_variance,
                 dtype=dtypes.canonicalize_dtype(x, *params.values(), dtype=self.dtype),
+                **options,
             )
-        if not use_running_average and not initializing:
+        if inference is not True and not initializing:
             for name, variable in variables.items():
                 variable.value = updated[name]
         return y

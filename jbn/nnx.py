@@ -9,9 +9,11 @@ import jax.numpy as jnp
 from flax import errors, nnx
 from flax.nnx.nn import dtypes
 from flax.typing import Axes, Dtype, Initializer
+from jax.typing import ArrayLike
 
 from jbn import _checks
-from jbn._batch_norm import Norm, plain
+from jbn._norm import Norm, as_norm, plain
+from jbn._typing import AxisIndexGroups, AxisName, Flag, RunningVariance
 
 _NO_METADATA: Mapping[str, Any] = MappingProxyType({})
 
@@ -56,7 +58,7 @@ class BatchNorm(nnx.Module):
         *,
         use_running_average: bool | None = False,
         axis: Axes = -1,
-        momentum: Any = 0.99,
+        momentum: ArrayLike | None = 0.99,
         epsilon: float = 1e-5,
         dtype: Dtype | None = None,
         param_dtype: Dtype = jnp.float32,
@@ -64,8 +66,8 @@ class BatchNorm(nnx.Module):
         use_scale: bool = True,
         bias_init: Initializer = nnx.initializers.zeros_init(),
         scale_init: Initializer = nnx.initializers.ones_init(),
-        axis_name: Any = None,
-        axis_index_groups: Any = None,
+        axis_name: AxisName | None = None,
+        axis_index_groups: AxisIndexGroups | None = None,
         use_fast_variance: bool = True,
         promote_dtype: Callable = dtypes.promote_dtype,
         rngs: nnx.Rngs,
@@ -73,12 +75,12 @@ class BatchNorm(nnx.Module):
         scale_metadata: Mapping[str, Any] = _NO_METADATA,
         mean_metadata: Mapping[str, Any] = _NO_METADATA,
         var_metadata: Mapping[str, Any] = _NO_METADATA,
-        running_variance: _checks.RunningVariance = "biased",
+        running_variance: RunningVariance = "biased",
         norm: Norm = plain,
         mean_init: Callable[..., Any] = nnx.initializers.zeros_init(),
         var_init: Callable[..., Any] = nnx.initializers.ones_init(),
     ):
-        params, batch_stats = norm.init(num_features, dtype=param_dtype, momentum=momentum)
+        params, batch_stats = as_norm(norm).init(num_features, dtype=param_dtype, momentum=momentum)
         stats_inits = {"mean": mean_init, "var": var_init}
         stats_metadata = {"mean": mean_metadata, "var": var_metadata}
         for name, value in batch_stats.items():
@@ -97,8 +99,8 @@ class BatchNorm(nnx.Module):
                 value = inits[name](rngs.params(), value.shape, param_dtype)
             setattr(self, name, nnx.Param(value, **metadata.get(name, _NO_METADATA)))
 
-        self.param_names = tuple(params)
-        self.batch_stats_names = tuple(batch_stats)
+        self._params = tuple(params)
+        self._batch_stats = tuple(batch_stats)
         self.num_features = num_features
         self.use_running_average = use_running_average
         self.axis = axis
@@ -111,24 +113,36 @@ class BatchNorm(nnx.Module):
         self.axis_name = axis_name
         self.axis_index_groups = axis_index_groups
         self.use_fast_variance = use_fast_variance
-        self.promote_dtype = promote_dtype
+        self._promote_dtype = promote_dtype
         self.running_variance = running_variance
         self.norm = norm
 
+    @property
+    def promote_dtype(self) -> Callable:
+        """As given to the constructor."""
+        return self._promote_dtype
+
     def __call__(
-        self, x: Any, use_running_average: bool | None = None, *, mask: Any = None
+        self,
+        x: ArrayLike,
+        use_running_average: Flag | None = None,
+        *,
+        mask: ArrayLike | None = None,
+        **options: Any,
     ) -> jax.Array:
         """Normalizes `x`.
 
         Args:
             x: see `jbn.batch_norm`.
-            use_running_average: takes precedence over the attribute.
+            use_running_average: takes precedence over the attribute; may be traced.
             mask: see `jbn.batch_norm`.
+            options: what the norm takes besides.
 
         Returns:
             y of the shape of `x`; the running statistics are updated in place in training.
         """
-        use_running_average = nnx.module.first_from(
+        self.norm.check(options)
+        given = nnx.module.first_from(
             use_running_average,
             self.use_running_average,
             error_msg=(
@@ -136,17 +150,15 @@ class BatchNorm(nnx.Module):
                 "constructor, to the call, or set it with `train()`, `eval()` or `nnx.view`"
             ),
         )
-        params = {
-            name: variable[...]
-            for name in self.param_names
-            if (variable := getattr(self, name)) is not None
-        }
-        batch_stats = {name: getattr(self, name)[...] for name in self.batch_stats_names}
+        inference = _checks.flag("use_running_average", given)
+        x = jnp.asarray(x)
+        variables = {name: getattr(self, name) for name in (*self._params, *self._batch_stats)}
+        arrays = {name: None if v is None else v[...] for name, v in variables.items()}
         y, updated = self.norm.apply(
             x,
-            params,
-            batch_stats,
-            train=not use_running_average,
+            {name: arrays[name] for name in self._params if arrays[name] is not None},
+            {name: arrays[name] for name in self._batch_stats},
+            train=_checks.negated(inference),
             axis=self.axis,
             momentum=self.momentum,
             epsilon=self.epsilon,
@@ -154,9 +166,10 @@ class BatchNorm(nnx.Module):
             axis_name=self.axis_name,
             axis_index_groups=self.axis_index_groups,
             running_variance=self.running_variance,
-            dtype=self._output_dtype(jnp.asarray(x), params, batch_stats),
+            dtype=self._output_dtype(x, arrays),
+            **options,
         )
-        if not use_running_average:
+        if inference is not True:
             self._update(updated)
         return y
 
@@ -171,20 +184,21 @@ class BatchNorm(nnx.Module):
             )
             raise
 
-    def _output_dtype(self, x, params, batch_stats):
+    def _output_dtype(self, x, arrays):
         """The dtype Flax gives its output: of the arrays once promoted, without promoting them."""
-        names = ("scale", "bias")
-        arrays = (x, batch_stats["mean"], batch_stats["var"], *(params.get(n) for n in names))
-        promoted = jax.eval_shape(lambda a: self.promote_dtype(a, dtype=self.dtype), arrays)
-        inputs = (promoted[0], *promoted[3:])
-        arrays = [jnp.zeros((), a.dtype) for a in inputs if a is not None]
+        statistics = [v for n in self._batch_stats if jnp.issubdtype((v := arrays[n]).dtype, jnp.inexact)]
+        arrays = (x, *statistics, *(arrays[name] for name in self._params))
+        if self._promote_dtype is not dtypes.promote_dtype:
+            promoted = jax.eval_shape(lambda a: self._promote_dtype(a, dtype=self.dtype), arrays)
+            promoted = (promoted[0], *promoted[1 + len(statistics) :])
+            arrays = tuple(None if v is None else jnp.zeros((), v.dtype) for v in promoted)
         return dtypes.canonicalize_dtype(*arrays, dtype=self.dtype)
 
     def set_view(self, use_running_average: bool | None = None):
-        """Class method used by `nnx.view`.
+        """Class method used by `nnx.view`; `nnx.view_info` reads it, and wants these two spaces.
 
         Args:
-            use_running_average: as in the constructor; None leaves it.
+          use_running_average: as in the constructor; None leaves it.
         """
         if use_running_average is not None:
             self.use_running_average = use_running_average

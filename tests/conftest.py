@@ -42,3 +42,16 @@ def standard_promotion():
     """Flax promotes implicitly, which strict mode forbids."""
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
         yield
+
+
+@pytest.fixture(params=["cpu", "cuda", "tpu"])
+def platform(request, monkeypatch):
+    """The program of each platform, run on the machine at hand."""
+
+    def dependent(*operands, default, **functions):
+        return functions.get(request.param, default)(*operands)
+
+    monkeypatch.setattr(jax.lax, "platform_dependent", dependent)
+    jax.clear_caches()
+    yield request.param
+    jax.clear_caches()

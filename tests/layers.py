@@ -1,5 +1,7 @@
 """What the tests of the two Flax layers share: data, comparison, a norm with its own variables."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -52,20 +54,22 @@ def close(actual, expected, dtype=None):
     jax.tree.map(check, actual, expected)
 
 
-def _init(features, *, dtype, momentum=0.99):
-    params, stats = jbn.init(features, dtype=dtype, momentum=momentum)
-    return {**params, "gain": jnp.full((), 3, dtype)}, {**stats, "steps": jnp.zeros((), jnp.int32)}
+@dataclasses.dataclass(frozen=True)
+class Gained(jbn.Norm):
+    """Batch norm times the parameter `gain`, 3 at first, that counts its calls in `steps`."""
+
+    def init(self, features, *, dtype, momentum=0.99):
+        params, stats = jbn.init(features, dtype=dtype, momentum=momentum)
+        return {**params, "gain": jnp.full((), 3, dtype)}, {**stats, "steps": jnp.zeros((), jnp.int32)}
+
+    def apply(self, x, params, batch_stats, *, train, offset=0.0, **options):
+        affine = {name: params[name] for name in ("scale", "bias")}
+        stats = {name: batch_stats[name] for name in ("mean", "var")}
+        y, stats = jbn.batch_norm(x, affine, stats, train=train, **options)
+        return y * params["gain"] + offset, {**stats, "steps": batch_stats["steps"] + 1}
 
 
-def _apply(x, params, batch_stats, **kwargs):
-    affine = {name: params[name] for name in ("scale", "bias")}
-    stats = {name: batch_stats[name] for name in ("mean", "var")}
-    y, stats = jbn.batch_norm(x, affine, stats, **kwargs)
-    return y * params["gain"], {**stats, "steps": batch_stats["steps"] + 1}
-
-
-gained = jbn.Norm(_init, _apply)
-"""Batch norm times the parameter `gain`, 3 at first, that counts its calls in the statistic `steps`."""
+gained = Gained()
 
 KEYWORDS = {
     "axis": 1,
@@ -78,12 +82,17 @@ KEYWORDS = {
 }
 
 
-def recorder():
-    """A norm that returns x, and the keywords it is called with."""
-    seen = {}
+@dataclasses.dataclass(frozen=True)
+class Recorder(jbn.Norm):
+    """Returns x, and keeps the keywords it is called with in `seen`."""
 
-    def apply(x, params, batch_stats, **kwargs):
-        seen.update(kwargs)
+    seen: dict = dataclasses.field(default_factory=dict, hash=False)
+
+    def apply(self, x, params, batch_stats, **options):
+        self.seen.update(options)
         return x, batch_stats
 
-    return jbn.Norm(jbn.init, apply), seen
+
+def recorder():
+    norm = Recorder()
+    return norm, norm.seen

@@ -11,7 +11,6 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import jbn
-from jbn.ops import xla
 
 SHAPE = (32, 8, 8, 16)
 PARAMS, BATCH_STATS = jbn.init(SHAPE[-1])
@@ -190,20 +189,6 @@ def test_synchronized_inference_has_no_collective():
 
     mapped = jax.shard_map(forward, mesh=mesh(), in_specs=P("i"), out_specs=P("i"))
     assert collectives(mapped, X) == ([], [])
-
-
-@pytest.mark.several_devices
-@pytest.mark.parametrize("spec", [P("i"), P(None, "i")], ids=str)
-def test_jit_over_sharded_arrays_sums_twice_forward_where_there_is_no_branch(spec):
-    """The program of other platforms than CPUs, partitioned here."""
-
-    def forward(x):
-        count = jnp.full(SHAPE[-1:], np.prod(SHAPE[:-1]), x.dtype)
-        return xla._two_passes(x, None, count, axes=(0, 1, 2))
-
-    sharded = X.update(sharding=NamedSharding(mesh(), spec))
-    reduced, others = collectives(forward, sharded)
-    assert (len(reduced), others) == (2, [])
 
 
 @pytest.mark.cpu

@@ -7,14 +7,15 @@ import jax
 import jax.numpy as jnp
 
 from jbn import _checks, _collectives, _dtypes
-from jbn.ops.xla import squared
+from jbn._masking import squared
+from jbn._typing import AxisIndexGroups, AxisName
 
 
 def average_stats(
     batch_stats: Any,
-    axis_name: _checks.AxisName,
+    axis_name: AxisName,
     *,
-    axis_index_groups: _checks.AxisIndexGroups | None = None,
+    axis_index_groups: AxisIndexGroups | None = None,
 ) -> Any:
     """Running statistics of all devices taken together, the same on each of them.
 

@@ -1,26 +1,15 @@
 """Batch norm and an invertible activation as one operation that keeps its output, not its input."""
 
 import dataclasses
-import functools
 import math
-from typing import Any, Literal
+from typing import ClassVar, Literal
 
-import jax
 import jax.numpy as jnp
 
-from jbn import _checks
-from jbn._batch_norm import Norm, Operation, call, init
-from jbn._moments import (
-    batch_moments,
-    moments_tangent,
-    without_padding,
-    without_zeros,
-    zeros_for_none,
-)
-from jbn._normalize import affine, affine_tangent, gain
-from jbn.ops.xla import again
+from jbn import _batch_norm, _checks
+from jbn._form import Form, gain, per_position
+from jbn._norm import Norm
 
-Array = jax.Array
 Activation = Literal["leaky_relu", "elu", "identity"]
 
 # A scale below so many roundings of its bias leaves nothing of x in y.
@@ -76,104 +65,106 @@ def inplace(
         Rota Bulò, Porzi and Kontschieder (2018), "In-Place Activated BatchNorm for Memory-Optimized
         Training of DNNs", arXiv:1712.02616.
     """
-    _checks.choice("activation", activation, Activation)
-    if not 0 < negative_slope <= 1:
-        raise ValueError(f"`negative_slope` must lie in (0, 1] to be inverted, got {negative_slope!r}")
-    if not 0 < alpha < math.inf:
-        raise ValueError(f"`alpha` must be a positive finite number, got {alpha!r}")
-    operation = _InPlace(activation, float(alpha if activation == "elu" else negative_slope))
-
-    def apply(x, params, batch_stats, *, train, **options):
-        if jnp.iscomplexobj(x):
-            raise TypeError(f"`x` must be real for an in-place batch norm, got {jnp.asarray(x).dtype}")
-        return call(operation, x, params, batch_stats, train=train, **options)
-
-    return Norm(init, apply)
+    return InPlace(activation, negative_slope, alpha)
 
 
 @dataclasses.dataclass(frozen=True)
-class _InPlace(Operation):
-    name: Activation
-    parameter: float  # alpha of elu, else the slope
+class InPlace(Norm):
+    """See `inplace`."""
 
-    def train(self, reduction, dtype, x, weights, scale, bias, epsilon):
-        return _normalize_and_activate(self, reduction, dtype, x, weights, scale, bias, epsilon)
+    activation: Activation
+    negative_slope: float
+    alpha: float
+
+    def __post_init__(self):
+        _checks.choice("activation", self.activation, Activation)
+        if not 0 < self.negative_slope <= 1:
+            raise ValueError(
+                f"`negative_slope` must lie in (0, 1] to be inverted, got {self.negative_slope!r}"
+            )
+        if not 0 < self.alpha < math.inf:
+            raise ValueError(f"`alpha` must be a positive finite number, got {self.alpha!r}")
+
+    def apply(self, x, params, batch_stats, *, train, **options):
+        """y and the updated statistics: see `jbn.batch_norm`."""
+        self.check(options)
+        if jnp.iscomplexobj(x):
+            raise TypeError(f"`x` must be real for an in-place batch norm, got {jnp.asarray(x).dtype}")
+        parameter = self.alpha if self.activation == "elu" else self.negative_slope
+        form = _FORMS[self.activation](float(parameter))
+        return _batch_norm.batch_norm(x, params, batch_stats, train=train, form=form, **options)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Identity(Form):
+    """y is z, and y is kept. Of an activation, `parameter` is its slope or its alpha."""
+
+    parameter: float
+    lossless: ClassVar[bool] = False
 
     # Without selects, which XLA:CPU does not compute inside its sums but writes to memory for them.
 
-    def activation(self, z):
-        if self.name == "leaky_relu":
-            return jnp.maximum(z, self.parameter * z)
-        if self.name == "elu":
-            return jnp.maximum(z, 0) + self.parameter * jnp.expm1(jnp.minimum(z, 0))
-        return z
-
     def inverse(self, y, parameter):
-        """z of y; `parameter` is this operation's, as an array of its own for each sum."""
-        if self.name == "leaky_relu":
-            return jnp.minimum(y, y / parameter)
-        if self.name == "elu":
-            lowest = -1 + float(jnp.finfo(y.dtype).eps)
-            return jnp.maximum(y, 0) + jnp.log1p(jnp.maximum(jnp.minimum(y, 0) / parameter, lowest))
+        """z of y."""
+        del parameter
         return y
 
-    def slope(self, y):
-        """dy / dz, of y; None for 1."""
-        side = jnp.sign(jnp.sign(y) + 0.5)  # 1 for y >= 0, else -1
-        if self.name == "leaky_relu":
-            return jnp.maximum(side, self.parameter)
-        if self.name == "elu":
-            return jnp.maximum(side, 0) - jnp.minimum(side, 0) * (y + self.parameter)
-        return None
+    def training_scale(self, affine, m, dtype):
+        """At least what rounding leaves of x in y."""
+        var, bias = jnp.asarray(m.var), affine.bias
+        scale = jnp.ones_like(var) if affine.scale is None else affine.scale.astype(var.dtype)
+        least = jnp.full_like(scale, 1e-30)
+        if bias is not None:
+            rounding = float(jnp.finfo(dtype).eps)
+            least = jnp.maximum(least, _ROUNDINGS * rounding * jnp.abs(bias.astype(var.dtype)))
+        size = jnp.maximum(jnp.abs(scale), least)
+        return jnp.where(scale < 0, -size, size)
+
+    def keep(self, x, y):
+        """The output, and the parameter as an array of its own for each sum."""
+        del x
+        return y, jnp.asarray(self.parameter, jnp.float32)
+
+    def deviation(self, reduction, kept, m, affine):
+        """(z - bias) / gain; the remainder, which y does not know apart from the mean, is in it."""
+        y, parameter = kept
+        affine = affine._replace(scale=self.training_scale(affine, m, y.dtype))
+        a = gain(reduction, m.var, affine, y.ndim).astype(m.mean.dtype)
+        z = self.inverse(y.astype(a.dtype), parameter.astype(a.dtype))
+        if affine.bias is not None:
+            z = z - per_position(reduction, affine.bias, y.ndim, a.dtype)
+        return z / a + reduction.expand(m.remainder)
 
 
-def _invertible(scale: Array | None, bias: Array | None, like: Array, dtype: Any) -> Array:
-    """The scale that training uses: see `inplace`."""
-    scale = jnp.ones_like(like) if scale is None else scale.astype(like.dtype)
-    least = jnp.full_like(scale, 1e-30)
-    if bias is not None:
-        rounding = float(jnp.finfo(dtype).eps)
-        least = jnp.maximum(least, _ROUNDINGS * rounding * jnp.abs(bias.astype(like.dtype)))
-    size = jnp.maximum(jnp.abs(scale), least)
-    return jnp.where(scale < 0, -size, size)
+@dataclasses.dataclass(frozen=True)
+class _LeakyRelu(_Identity):
+    def activation(self, z):
+        return jnp.maximum(z, self.parameter * z)
+
+    def inverse(self, y, parameter):
+        return jnp.minimum(y, y / parameter)
+
+    def slope(self, kept):
+        return jnp.maximum(_side(kept[0]), self.parameter)
 
 
-@functools.partial(jax.custom_jvp, nondiff_argnums=(0, 1, 2))
-def _normalize_and_activate(operation, reduction, dtype, x, weights, scale, bias, epsilon):
-    m = batch_moments(reduction, x, weights)
-    scale = _invertible(scale, bias, m.var, dtype)
-    z = affine(reduction, x, m, scale, bias, epsilon)
-    return operation.activation(z).astype(dtype), m
+@dataclasses.dataclass(frozen=True)
+class _Elu(_Identity):
+    def activation(self, z):
+        return jnp.maximum(z, 0) + self.parameter * jnp.expm1(jnp.minimum(z, 0))
+
+    def inverse(self, y, parameter):
+        lowest = -1 + float(jnp.finfo(y.dtype).eps)
+        return jnp.maximum(y, 0) + jnp.log1p(jnp.maximum(jnp.minimum(y, 0) / parameter, lowest))
+
+    def slope(self, kept):
+        y = kept[0].astype(jnp.promote_types(kept[0].dtype, jnp.float32))
+        return jnp.maximum(_side(y), 0) - jnp.minimum(_side(y), 0) * (y + self.parameter)
 
 
-@functools.partial(_normalize_and_activate.defjvp, symbolic_zeros=True)
-def _normalize_and_activate_jvp(operation, reduction, dtype, primals, tangents):
-    _, weights, *small = primals
-    t, tweights, *tsmall = without_zeros(tangents)
-    y, m = _normalize_and_activate(operation, reduction, dtype, *primals)
+def _side(y):
+    """1 for y >= 0, else -1; 1 for a masked NaN."""
+    return jnp.sign(jnp.sign(y) + 0.5)
 
-    # Recomputed in the backward pass, all of it from y, which is the one large residual.
-    @functools.partial(jax.checkpoint, prevent_cse=False)
-    def tangent(y, weights, m, small, t, tweights, tsmall):
-        scale, bias, epsilon = small
-        m = dataclasses.replace(m, remainder=jnp.zeros_like(m.mean))
 
-        def deviation(y, bias, a, parameter):
-            z = operation.inverse(y.astype(m.mean.dtype), parameter)
-            if bias is not None:
-                z = z - jax.lax.expand_dims(bias.astype(z.dtype), reduction.axes)
-            d = z / jax.lax.expand_dims(a.astype(z.dtype), reduction.axes)
-            return without_padding(d, weights)
-
-        a = gain(m.var, _invertible(scale, bias, m.var, dtype), epsilon)
-        kept = y, bias, a, jnp.asarray(operation.parameter, m.mean.dtype)
-        d, d_again = deviation(*kept), deviation(*again(*kept))
-        t = None if t is None else t.astype(d.dtype)
-        tm = moments_tangent(reduction, d, weights, m, t, tweights)
-        tz = affine_tangent(reduction, d, d_again, m, small, t, tm, tsmall)
-        y = y.astype(tz.dtype)
-        slope = operation.slope(y if weights is None else jnp.where(jnp.isfinite(y), y, 0))
-        return (tz if slope is None else slope * tz).astype(dtype), tm
-
-    ty, tm = tangent(y, weights, m, small, t, tweights, tsmall)
-    return (y, m), (ty, zeros_for_none(m, tm))
+_FORMS = {"identity": _Identity, "leaky_relu": _LeakyRelu, "elu": _Elu}

@@ -1,0 +1,98 @@
+"""How y is made of the normalized x, and what of it the backward pass keeps."""
+
+import dataclasses
+from typing import Any, ClassVar, NamedTuple
+
+import jax.numpy as jnp
+from jax import lax
+
+from jbn import _dtypes
+from jbn._statistics import Moments
+from jbn._typing import Array
+from jbn.ops.reduction import Reduction
+
+
+class Affine(NamedTuple):
+    """The parameters: of the shape of the statistics, or of the rank of x and broadcasting to it."""
+
+    scale: Array | None
+    bias: Array | None
+    epsilon: Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Form:
+    """Plain batch norm: y is z, and x is kept.
+
+        z = (x - mean) * gain + bias
+        y = activation(z)
+
+    The derivative rule asks for what follows; a variant with other arithmetic or another residual
+    overrides it. Hashable, and equal where it computes the same: one compiled program serves all calls.
+
+    Attributes:
+        lossless: whether `deviation` is exact.
+    """
+
+    lossless: ClassVar[bool] = True
+
+    def training_scale(self, affine: Affine, m: Moments, dtype: jnp.dtype) -> Array | None:
+        """The scale that is used in training, for a y of `dtype`."""
+        del m, dtype
+        return affine.scale
+
+    def activation(self, z: Array) -> Array:
+        """y of z, in the dtype of z."""
+        return z
+
+    def keep(self, x: Array, y: Array) -> Any:
+        """What the backward pass needs besides values per channel."""
+        del y
+        return x
+
+    def deviation(self, reduction: Reduction, kept: Any, m: Moments, affine: Affine) -> Array:
+        """x less the rounded mean, from what was kept.
+
+        What the remainder would take off each element is left to the rule, which takes it off the
+        sums: per channel it costs nothing.
+        """
+        del affine
+        x = kept.astype(_dtypes.promote(kept.dtype))
+        return x - reduction.expand(jnp.asarray(m.mean, x.dtype))
+
+    def slope(self, kept: Any) -> Array | None:
+        """dy / dz, from what was kept; None is 1."""
+        del kept
+        return None
+
+
+def per_position(reduction: Reduction, s: Array, ndim: int, dtype: Any) -> Array:
+    """A parameter or a statistic, broadcasting against x."""
+    return (s if s.ndim == ndim else reduction.expand(s)).astype(dtype)
+
+
+def gain(reduction: Reduction, var: Array, affine: Affine, ndim: int) -> Array:
+    """a = scale * rsqrt(var + epsilon), broadcasting against x."""
+    rstd = reduction.expand(lax.rsqrt(var + jnp.asarray(affine.epsilon, var.dtype)))
+    if affine.scale is None:
+        return rstd
+    dtype = _dtypes.promote(rstd.dtype, affine.scale.dtype)
+    return per_position(reduction, affine.scale, ndim, dtype) * rstd.astype(dtype)
+
+
+def scale_and_shift(reduction: Reduction, x: Array, m: Moments, affine: Affine) -> Array:
+    """z = (x - mean) * a + (bias - remainder * a): the mean is subtracted as a pair, see `Moments`."""
+    var = jnp.asarray(m.var)
+    a = gain(reduction, var, affine, x.ndim)
+    mean = jnp.asarray(m.mean)
+    given = (x, mean, a) if affine.bias is None else (x, mean, a, affine.bias)
+    dtype = _dtypes.promote(*(v.dtype for v in given))
+    a = a.astype(dtype)
+    z = (x.astype(dtype) - reduction.expand(mean.astype(dtype))) * a
+    bias = None
+    if affine.bias is not None:
+        bias = per_position(reduction, affine.bias, x.ndim, dtype)
+    if m.remainder is not None:
+        correction = reduction.expand(jnp.asarray(m.remainder, dtype)) * a
+        bias = -correction if bias is None else bias - correction
+    return z if bias is None else z + bias
