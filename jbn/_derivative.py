@@ -26,8 +26,11 @@ from jbn._remat import named
 from jbn._statistics import Moments, batch_moments
 from jbn._typing import Array
 from jbn.ops.local_moments import divide
-from jbn.ops.platform import apart, choose
-from jbn.ops.reduction import Reduction
+from jbn.ops.platform import choose
+from jbn.ops.reduction import Reduction, known
+
+# So many samples lose no digits of a sum over d by what rounding the mean leaves out.
+_MANY = 4096
 
 
 @jax.custom_jvp
@@ -85,11 +88,12 @@ def _moments_jvp(primals, tangents):
     m = moments_of(reduction, x, weights, shift)
 
     @_recomputed
-    def tangent(reduction, x, weights, m, t, tweights):
-        d = Form().deviation(reduction, x, m, Affine(None, None, None))
+    def tangent(reduction, kept, weights, m, t, tweights):
+        d = Form().deviation(reduction, kept)
         return _moments_tangent(reduction, d, weights, m, t, tweights)
 
-    return m, _zeros_for_none(m, tangent(reduction, x, weights, m, t, tweights))
+    kept = Form().keep(x, x, m, Affine(None, None, None))
+    return m, _zeros_for_none(m, tangent(reduction, kept, weights, m, t, tweights))
 
 
 @functools.partial(normalized.defjvp, symbolic_zeros=True)
@@ -100,13 +104,13 @@ def _normalized_jvp(form, dtype, primals, tangents):
 
     @_recomputed
     def tangent(reduction, kept, weights, m, affine, t, tm, taffine):
-        d = harmless(weights, form.deviation(reduction, *apart(kept, m, affine)))
+        d = harmless(weights, form.deviation(reduction, _apart(kept)))
         centre = functools.partial(_taken_off, reduction, weights, m)
         return _output_tangent(
             form, dtype, reduction, kept, weights, d, m, affine, t, tm, taffine, centre
         )
 
-    return y, tangent(reduction, form.keep(x, y), weights, m, affine, t, tm, taffine)
+    return y, tangent(reduction, form.keep(x, y, m, affine), weights, m, affine, t, tm, taffine)
 
 
 @functools.partial(batch_normalized.defjvp, symbolic_zeros=True)
@@ -119,17 +123,29 @@ def _batch_normalized_jvp(form, dtype, primals, tangents):
 
     @_recomputed
     def tangent(reduction, kept, weights, m, affine, t, tweights, taffine):
-        d = form.deviation(reduction, kept, m, affine)
+        d = form.deviation(reduction, kept)
+        # Once for both uses: each cast of its own would round its share of dx to half precision.
+        t = None if t is None else t.astype(d.dtype)
         tm = _moments_tangent(reduction, d, weights, m, t, tweights)
-        d = harmless(weights, form.deviation(reduction, *apart(kept, m, affine)))
+        d = harmless(weights, form.deviation(reduction, _apart(kept)))
         centre = functools.partial(_centre if form.lossless else _taken_off, reduction, weights, m)
         ty = _output_tangent(
             form, dtype, reduction, kept, weights, d, m, affine, t, tm, taffine, centre
         )
         return ty, tm
 
-    ty, tm = tangent(reduction, form.keep(x, y), weights, m, affine, t, tweights, taffine)
+    ty, tm = tangent(reduction, form.keep(x, y, m, affine), weights, m, affine, t, tweights, taffine)
     return (y, m), (ty, _zeros_for_none(m, tm))
+
+
+def _apart(kept):
+    """What was kept, for one more sum.
+
+    XLA:CPU hands a sum to a library that computes what is summed on the way, unless something else
+    needs it as well: then x - mean is written to memory first. With a mean behind a barrier it does not
+    see that it is the same.
+    """
+    return jax.tree.map(lambda v: v if v.ndim > 1 else jax.lax.optimization_barrier(v), kept)
 
 
 def _moments_tangent(reduction, d, weights, m, t, tweights):
@@ -215,8 +231,10 @@ def _centre(reduction, weights, m, product, da):
     dscale the sum of d times the centred cotangent: a cotangent whose own mean is large adds nothing.
     """
     stored = _taken_off(reduction, weights, m, product, da)
-    features = reduction.features(product.shape)
-    if reduction.axis_name is not None or da.shape != reduction.expand(jnp.zeros(features)).shape:
+    samples = reduction.samples(product.shape)
+    few = known(samples) and samples < _MANY
+    per_channel = da.shape == reduction.expand(m.remainder).shape
+    if few or reduction.axis_name is not None or not per_channel:
         return stored
 
     def mean(product, stored):

@@ -45,20 +45,20 @@ class Form:
         """y of z, in the dtype of z."""
         return z
 
-    def keep(self, x: Array, y: Array) -> Any:
-        """What the backward pass needs besides values per channel."""
-        del y
-        return x
+    def keep(self, x: Array, y: Array, m: Moments, affine: Affine) -> Any:
+        """What the backward pass needs: one array of the size of x, others per channel."""
+        del y, affine
+        return x, jnp.asarray(m.mean)
 
-    def deviation(self, reduction: Reduction, kept: Any, m: Moments, affine: Affine) -> Array:
+    def deviation(self, reduction: Reduction, kept: Any) -> Array:
         """x less the rounded mean, from what was kept.
 
         What the remainder would take off each element is left to the rule, which takes it off the
         sums: per channel it costs nothing.
         """
-        del affine
-        x = kept.astype(_dtypes.promote(kept.dtype))
-        return x - reduction.expand(jnp.asarray(m.mean, x.dtype))
+        x, mean = kept
+        x = x.astype(_dtypes.promote(x.dtype))
+        return x - reduction.expand(mean.astype(x.dtype))
 
     def slope(self, kept: Any) -> Array | None:
         """dy / dz, from what was kept; None is 1."""

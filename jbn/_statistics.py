@@ -31,6 +31,8 @@ class Moments:
     remainder: ArrayLike | None = None
 
 
+# Traced once, not in each of the functions and rules that call it.
+@jax.jit
 def batch_moments(
     reduction: Reduction, x: Array, weights: Array | None, shift: Array | None
 ) -> Moments:

@@ -28,8 +28,10 @@ from jax import lax
 from jbn import _dtypes
 from jbn._masking import counted, squared, weighted
 from jbn._typing import Array
-from jbn.ops.platform import apart, choose
+from jbn.ops.platform import choose
 from jbn.ops.reduction import Reduction, known
+
+barrier = lax.optimization_barrier
 
 # A value in so many, at least, is in the sample that a GPU takes its shift from.
 _SAMPLE = 32
@@ -55,54 +57,64 @@ def local_moments(
     if jnp.iscomplexobj(x):
         shifts = (None, None) if shift is None else (shift.real, shift.imag)
         parts = zip((x.real, x.imag), shifts, strict=True)
-        real, imag = (_real_moments(reduction, *apart(v), weights, count, s) for v, s in parts)
+        real, imag = (_real_moments(reduction, barrier(v), weights, count, s) for v, s in parts)
         return lax.complex(real[0], imag[0]), lax.complex(real[1], imag[1]), real[2] + imag[2]
     return _real_moments(reduction, x, weights, count, shift)
 
 
 def _real_moments(reduction, x, weights, count, shift):
     about = functools.partial(_about, reduction, x, weights, count)
-    sample = _sample(reduction, x) if weights is None else None
-    shift = _first_shift(reduction, x, count, sample, shift)
+    shift, enough = _first_shift(reduction, x, weights, count, shift)
     offset, var = about(shift, shift)
 
     def far(offset, var):
-        anywhere = jnp.any(~(lax.square(offset) <= var))
-        # The host must not have to wait for the answer: always, or never.
-        return choose(
-            anywhere,
-            gpu=lambda far: far & False if sample is not None else far | True,
-            default=lambda far: far,
-        )
+        near = lax.le(lax.square(offset), var)
+        anywhere = lax.bitwise_not(lax.reduce_and(near, tuple(range(near.ndim))))
+        if weights is None:
+            return anywhere
+        return choose(anywhere, gpu=lambda far: far | True, default=lambda far: far)
+
+    def another(state):
+        times, _, offset, var = state
+        return lax.bitwise_and(times < _MOST, far(offset, var))
 
     def again(state):
         times, shift, offset, _ = state
-        shift = finite(shift + offset)
-        return times + 1, shift, *about(shift, *apart(shift))
+        shift = finite(lax.add(shift, offset))
+        return times + 1, shift, *about(shift, barrier(shift))
+
+    def mean_and_variance(shift, offset, var):
+        mean = lax.add(shift, offset)
+        return mean, lax.add(lax.sub(shift, mean), offset), var
 
     def until_near(*state):
         # In a branch as well: a TPU copies what it takes into a loop.
-        return lax.while_loop(lambda s: (s[0] < _MOST) & far(*s[2:]), again, (0, *state))[1:]
+        return mean_and_variance(*lax.while_loop(another, again, (0, *state))[1:])
 
-    shift, offset, var = lax.cond(
-        far(offset, var), until_near, lambda *state: state, shift, offset, var
-    )
-    mean = shift + offset
-    return mean, (shift - mean) + offset, var
+    more = lax.bitwise_and(far(offset, var), lax.bitwise_not(enough))
+    return lax.cond(more, until_near, mean_and_variance, shift, offset, var)
 
 
-def _first_shift(reduction, x, count, sample, shift):
+def _first_shift(reduction, x, weights, count, shift):
+    """What to sum about first, and whether that is certainly enough."""
     # Made of x, so that all have its sharding and vary over the devices that it varies over.
-    zero = jnp.zeros_like(lax.reduce_sum(x.astype(count.dtype), reduction.axes))
+    zero = lax.full_like(lax.reduce_sum(lax.convert_element_type(x, count.dtype), reduction.axes), 0)
     if shift is None or jax.typeof(shift).sharding != jax.typeof(zero).sharding:
         shift = zero
-    shift = finite(shift.astype(zero.dtype)) + zero
+    shift = lax.add(finite(shift.astype(zero.dtype)), zero)
+    sample = None if weights is not None else _sample(reduction, x)
+
+    def sampled(x, shift):
+        if sample is None:
+            return shift, False
+        return lax.add(_sample_mean(reduction, x[sample]), zero), True
+
     return choose(
         x,
         shift,
-        cpu=lambda x, shift: jnp.zeros_like(shift),
-        gpu=lambda x, shift: shift if sample is None else _sample_mean(reduction, x[sample]) + zero,
-        default=lambda x, shift: shift,
+        cpu=lambda x, shift: (lax.full_like(shift, 0), False),
+        gpu=sampled,
+        default=lambda x, shift: (shift, False),
     )
 
 
@@ -135,40 +147,42 @@ def _about(reduction, x, weights, count, shift, same):
     """E[x - shift] and the variance; `same` is the shift once more, for the second sum."""
     small = known(*x.shape) and math.prod(x.shape) <= _SMALL
 
-    def deviation(x, shift):
-        return x.astype(count.dtype) - reduction.expand(shift)
+    def deviation(shift):
+        return lax.sub(lax.convert_element_type(x, count.dtype), reduction.broadcast(shift, x.shape))
 
     def mean(v):
         first = divide(reduction.sum(weighted(weights, v)), count)
         if not small:
             return first
         # What is left is as likely negative as positive, and adds up to no large sum on the way.
-        rest = weighted(weights, v - reduction.expand(first))
-        return first + divide(reduction.sum(rest), count)
+        rest = lax.sub(v, reduction.broadcast(first, v.shape))
+        return lax.add(first, divide(reduction.sum(weighted(weights, rest)), count))
 
     if weights is None:
-        d, d_again = deviation(x, shift), deviation(*apart(x), same)
+        d, d_again = deviation(shift), deviation(same)
     else:
         # XLA:CPU does not hand on a sum with a select in it.
-        (d,) = apart(counted(weights, deviation(x, shift)))
-        d_again = d
+        d = d_again = choose(counted(weights, deviation(shift)), cpu=barrier, default=lambda d: d)
     # A select, not arithmetic: left bare, XLA recomputes the division inside each consumer and may
     # contract it with the consumer's addition, so that two consumers see two different means.
     offset = nan_unless_finite(mean(d))
-    var = mean(squared(d_again)) - lax.square(offset)
-    return offset, nan_unless_finite(jnp.maximum(var, 0))
+    var = lax.sub(mean(lax.square(d_again)), lax.square(offset))
+    return offset, nan_unless_finite(lax.max(var, lax.full_like(var, 0)))
 
 
 def divide(total: Array, count: Array) -> Array:
     """total / count, and 0 for a channel without samples (whose total is 0)."""
-    return total / jnp.where(count > 0, count, 1).astype(total.dtype)
+    one = lax.full_like(count, 1)
+    some = lax.select(lax.gt(count, lax.full_like(count, 0)), count, one)
+    return lax.div(total, lax.convert_element_type(some, total.dtype))
 
 
-def finite(v):
-    return jnp.where(jnp.isfinite(v), v, 0)
+def finite(v: Array) -> Array:
+    """v, and 0 where it is not finite."""
+    return lax.select(lax.is_finite(v), v, lax.full_like(v, 0))
 
 
-def nan_unless_finite(v):
+def nan_unless_finite(v: Array) -> Array:
     """NaN for inf too: what overflowed is to be seen, not normalized to 0."""
     # Not a literal NaN, which would trip jax.debug_nans where there is none.
-    return jnp.where(jnp.isfinite(v), v, v - v)
+    return lax.select(lax.is_finite(v), v, lax.sub(v, v))

@@ -56,6 +56,11 @@ class Reduction:
         """A statistic with axes of size one for those that were summed over."""
         return lax.expand_dims(s, self.axes)
 
+    def broadcast(self, s: Array, shape: tuple[int, ...]) -> Array:
+        """A statistic in the shape of x."""
+        features = tuple(a for a in range(len(shape)) if a not in self.axes)
+        return lax.broadcast_in_dim(s, shape, features)
+
     def spread(self, s: Array, like: Array) -> Array:
         """An array that broadcasts to the shape of `like`, broadcast."""
         # It is to vary over the devices that `like` varies over before it is large: the transpose of

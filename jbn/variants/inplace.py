@@ -120,17 +120,17 @@ class _Identity(Form):
         size = jnp.maximum(jnp.abs(scale), least)
         return jnp.where(scale < 0, -size, size)
 
-    def keep(self, x, y):
+    def keep(self, x, y, m, affine):
         """The output, and the parameter as an array of its own for each sum."""
         del x
-        return y, jnp.asarray(self.parameter, jnp.float32)
-
-    def deviation(self, reduction, kept, m, affine):
-        """(z - bias) / gain; the remainder, which y does not know apart from the mean, is in it."""
-        y, parameter = kept
         affine = affine._replace(scale=self.training_scale(affine, m, y.dtype))
+        return y, m, affine, jnp.asarray(self.parameter, m.mean.dtype)
+
+    def deviation(self, reduction, kept):
+        """(z - bias) / gain; the remainder, which y does not know apart from the mean, is in it."""
+        y, m, affine, parameter = kept
         a = gain(reduction, m.var, affine, y.ndim).astype(m.mean.dtype)
-        z = self.inverse(y.astype(a.dtype), parameter.astype(a.dtype))
+        z = self.inverse(y.astype(a.dtype), parameter)
         if affine.bias is not None:
             z = z - per_position(reduction, affine.bias, y.ndim, a.dtype)
         return z / a + reduction.expand(m.remainder)
