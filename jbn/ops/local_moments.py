@@ -68,8 +68,8 @@ def _real_moments(reduction, x, weights, count, shift):
     offset, var = about(shift, shift)
 
     def far(offset, var):
-        near = lax.le(lax.square(offset), var)
-        anywhere = lax.bitwise_not(lax.reduce_and(near, tuple(range(near.ndim))))
+        excess = lax.sub(lax.square(offset), var)
+        anywhere = lax.bitwise_not(lax.reduce_max(excess, tuple(range(excess.ndim))) <= 0)
         if weights is None:
             return anywhere
         return choose(anywhere, gpu=lambda far: far | True, default=lambda far: far)
@@ -88,11 +88,14 @@ def _real_moments(reduction, x, weights, count, shift):
         return mean, lax.add(lax.sub(shift, mean), offset), var
 
     def until_near(*state):
-        # In a branch as well: a TPU copies what it takes into a loop.
         return mean_and_variance(*lax.while_loop(another, again, (0, *state))[1:])
 
-    more = lax.bitwise_and(far(offset, var), lax.bitwise_not(enough))
-    return lax.cond(more, until_near, mean_and_variance, shift, offset, var)
+    def unless_enough(*state):
+        # A TPU would copy x into a loop that it does not skip.
+        more = lax.bitwise_and(far(*state[1:]), lax.bitwise_not(enough))
+        return lax.cond(more, until_near, mean_and_variance, *state)
+
+    return choose(shift, offset, var, cpu=until_near, default=unless_enough)
 
 
 def _first_shift(reduction, x, weights, count, shift):
