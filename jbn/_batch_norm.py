@@ -153,6 +153,7 @@ def batch_norm(
     params = _checks.params_dict(params, x, shape)
     momentum = _checks.momentum_value(momentum)
     batch_stats = _checks.batch_stats_dict(batch_stats, shape, momentum is None)
+    _checks.real_where_x_is("batch_stats['mean']", batch_stats["mean"], x)
     affine = Affine(params.get("scale"), params.get("bias"), _checks.epsilon_value(epsilon))
     _checks.choice("running_variance", running_variance, RunningVariance)
     axis_name = _checks.axis_names(axis_name)

@@ -58,18 +58,18 @@ def reduction_axes(features: tuple[int, ...], ndim: int) -> tuple[int, ...]:
     return tuple(a for a in range(ndim) if a not in features)
 
 
-def array(name: str, value: Any) -> Array:
-    """An array of numbers."""
+def array(name: str, value: Any, kind: Any = jnp.number) -> Array:
+    """An array of numbers, or of another kind of dtype."""
     try:
-        v = jnp.asarray(value)
-        numeric = jnp.issubdtype(v.dtype, jnp.number)
+        v = value if isinstance(value, jax.Array) else jnp.asarray(value)
+        right = jnp.issubdtype(v.dtype, kind)
     except (TypeError, ValueError):
-        v, numeric = None, False
-    if v is None or not numeric:
+        v, right = None, False
+    if v is None or not right:
         got = repr(value) if v is None or v.ndim == 0 else f"dtype {v.dtype}"
         raise TypeError(
             f"`{name}` must be an array of numbers, got {got}; convert it first, e.g. with "
-            f"jnp.asarray({name}, 'float32')"
+            f"jnp.asarray(..., 'float32')"
         )
     return v
 
@@ -114,9 +114,9 @@ def _parameter(name, value, x, shape):
     broadcast = v.ndim == x.ndim and all(m in (1, n) for m, n in zip(v.shape, x.shape, strict=True))
     if v.shape != shape and not broadcast:
         raise ValueError(
-            f"`{name}` must have the shape of the feature axes of `x`, {shape}, or as many dimensions "
-            f"as `x`, {x.ndim}, and broadcast to {x.shape}, got shape {v.shape}; pass the `axis` that "
-            f"holds the features, or initialize with the right number of features"
+            f"`{name}` must have the shape of the feature axes of `x`, {shape}, got {v.shape}; pass the "
+            f"`axis` that holds the features, initialize with the right number of features, or give it "
+            f"as many dimensions as `x` and let it broadcast against {x.shape}"
         )
     real_where_x_is(name, v, x)
     return v if jnp.issubdtype(v.dtype, jnp.inexact) else v.astype(jnp.float32)
@@ -143,9 +143,9 @@ def batch_stats_dict(
             "`momentum=None` is the cumulative average and needs 'count' in `batch_stats` (the number "
             "of batches seen, per channel); make it with jbn.init(features, momentum=None)"
         )
-    arrays = {name: jnp.asarray(value) for name, value in batch_stats.items()}
+    arrays = {name: array(f"batch_stats['{name}']", v) for name, v in batch_stats.items()}
     for name in ("mean", "var", *(["count"] if cumulative else [])):
-        arrays[name] = per_channel(f"batch_stats['{name}']", batch_stats[name], shape)
+        per_channel(f"batch_stats['{name}']", arrays[name], shape)
     for name in ("mean", "var"):
         dtype = arrays[name].dtype
         if not jnp.issubdtype(dtype, jnp.inexact):
@@ -221,10 +221,9 @@ def momentum_value(momentum: Any) -> Any:
 
 def mask_array(mask: Any, shape: tuple[int, ...]) -> Array:
     """`mask` with as many dimensions as `x`, whatever it broadcasts from; weights are not negative."""
-    given, mask = mask, jnp.asarray(mask)
-    if mask.dtype != bool and not jnp.issubdtype(mask.dtype, jnp.number):
-        raise TypeError(f"`mask` must be boolean or real weights >= 0, got dtype {mask.dtype}")
-    if jnp.issubdtype(mask.dtype, jnp.complexfloating):
+    given, mask = mask, array("mask", mask, jnp.generic)
+    real = jnp.issubdtype(mask.dtype, jnp.number) and not jnp.iscomplexobj(mask)
+    if mask.dtype != bool and not real:
         raise TypeError(f"`mask` must be boolean or real weights >= 0, got dtype {mask.dtype}")
     sizes = zip(reversed(mask.shape), reversed(shape), strict=False)
     if mask.ndim > len(shape) or not all(m in (1, n) for m, n in sizes):

@@ -12,12 +12,12 @@ def require_axis(axis_name: AxisName, groups: Groups | None) -> None:
     """Fails, with what to do, where the named axis does not exist or the groups do not cover it."""
     try:
         size = jax.lax.axis_size(axis_name)
-    except NameError:
+    except (NameError, TypeError, ValueError):
         raise NameError(
-            f"`axis_name`={axis_name!r} is not bound here: training statistics over a named axis need "
-            f"a jax.shard_map, jax.pmap or jax.vmap(..., axis_name={axis_name!r}) around the call. "
-            f"Outside of one, pass train=False (use_running_average=True in the Flax layers), or "
-            f"axis_name=None for the statistics of the local batch"
+            f"`axis_name`={axis_name!r} is not bound here: statistics over a named axis need a "
+            f"jax.shard_map, jax.pmap or jax.vmap(..., axis_name=...) with that name around the call. "
+            f"Batch norm outside of one takes train=False (use_running_average=True in the Flax "
+            f"layers), or axis_name=None for the statistics of the local batch"
         ) from None
     if groups is not None and sum(map(len, groups)) != size:
         raise ValueError(

@@ -146,9 +146,10 @@ FUNCTIONS = {
 # Public names that are no functions of x, and the tests that are theirs.
 OTHER_PUBLIC_NAMES = {
     "init": "test_batch_norm.py",
+    "Form": "test_form.py",
     "Moments": "test_moments.py",
-    "Norm": "test_linen.py",
-    "plain": "test_linen.py",
+    "Norm": "test_norm.py",
+    "plain": "test_norm.py",
     "remat_policy": "test_remat.py",
     "variants": "test_inplace.py",
     "linen": "test_linen.py",

@@ -98,13 +98,6 @@ def test_takes_what_batch_norm_takes(case):
         np.testing.assert_allclose(updated[name], expected[name], **tolerance("float32", case.reduced))
 
 
-def test_the_signature_is_that_of_batch_norm():
-    documented = inspect.signature(jbn.batch_norm).parameters
-    operated = dict(inspect.signature(_batch_norm.call).parameters)
-    del operated["operation"]
-    assert operated == dict(documented)
-
-
 @by_activation
 def test_inference_is_batch_norm_then_the_activation(activation):
     x, params, batch_stats, _ = data()

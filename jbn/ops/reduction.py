@@ -52,6 +52,14 @@ class Reduction:
             v, gpu=functools.partial(_sum_blocks, blocks), default=lambda v: lax.reduce_sum(v, (0,))
         )
 
+    def compensated_sum(self, v: Array) -> Array:
+        """The same, with what rounding takes from each partial sum carried along: exact but for the
+        last digit, in whatever order the values are added; some times slower, and not differentiable."""
+        zero = lax.full_like(v, 0)
+        initial = lax.full_like(v, 0, shape=())
+        total, lost = lax.reduce((v, zero), (initial, initial), _add_exactly, self.axes)
+        return lax.add(total, lost)
+
     def expand(self, s: Array) -> Array:
         """A statistic with axes of size one for those that were summed over."""
         return lax.expand_dims(s, self.axes)
@@ -87,6 +95,15 @@ class Reduction:
 def known(*sizes: Any) -> bool:
     """Whether sizes are numbers, and no symbols of an export, with which nothing can be compared."""
     return all(isinstance(n, int) for n in sizes)
+
+
+def _add_exactly(a, b):
+    """Two numbers, each with what was lost of it, to their sum and what is lost of that (Knuth)."""
+    (a, a_lost), (b, b_lost) = a, b
+    total = a + b
+    b_rounded = total - a
+    lost = (a - (total - b_rounded)) + (b - b_rounded)
+    return total, (a_lost + b_lost) + lost
 
 
 def _sum_blocks(blocks, v):

@@ -38,7 +38,8 @@ def average_stats(
 
     Raises:
         NameError: `axis_name` is not bound.
-        ValueError: `axis_index_groups` does not fit the axis.
+        ValueError: `axis_name` is None, `axis_index_groups` does not fit the axis, or a layer has a
+            mean and no variance or the other way round.
 
     Example:
         >>> import jax, jax.numpy as jnp, jbn
@@ -48,6 +49,8 @@ def average_stats(
         [1.] [3.]
     """
     axis_name = _checks.axis_names(axis_name)
+    if axis_name is None:
+        raise ValueError("`axis_name` must name the axis of the devices to average over, got None")
     groups = _checks.index_groups(axis_index_groups, axis_name)
     _collectives.require_axis(axis_name, groups)
 
@@ -60,7 +63,11 @@ def average_stats(
         return (total / count).astype(value.dtype)
 
     def is_layer(node):
-        return isinstance(node, Mapping) and {"mean", "var"} <= set(node)
+        if not isinstance(node, Mapping) or not (found := {"mean", "var"} & set(node)):
+            return False
+        if len(found) == 1:
+            raise ValueError(f"`batch_stats` must hold 'mean' and 'var' of a layer, got {sorted(node)}")
+        return True
 
     def merge(node):
         if not is_layer(node):
