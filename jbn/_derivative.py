@@ -34,9 +34,7 @@ _MANY = 4096
 
 
 @jax.custom_jvp
-def moments_of(
-    reduction: Reduction, x: Array, weights: Array | None, shift: Array | None
-) -> Moments:
+def moments_of(reduction: Reduction, x: Array, weights: Array | None, shift: Array | None) -> Moments:
     """`batch_moments`, differentiable."""
     return batch_moments(reduction, x, weights, shift)
 
@@ -176,9 +174,7 @@ def _moments_tangent(reduction, d, weights, m, t, tweights):
     return Moments(divide(first, m.count), divide(second, m.count), tcount, jnp.zeros_like(m.mean))
 
 
-def _output_tangent(
-    form, y_dtype, reduction, kept, weights, d, m, affine, t, tm, taffine, centre
-):
+def _output_tangent(form, y_dtype, reduction, kept, weights, d, m, affine, t, tm, taffine, centre):
     """Tangent of y, linear in the tangents: a * dx + d * da + dbias - a * dmean, times the slope.
 
     A tangent of None is zero, and what it would multiply is neither computed nor kept. `centre` is what

@@ -92,6 +92,8 @@ def _keyword_only(function):
 def as_norm(norm: Any) -> Norm:
     """A norm, and an error for anything else, such as the function that makes one."""
     if not isinstance(norm, Norm):
-        hint = f"; call it: {norm.__name__}(...)" if callable(norm) and hasattr(norm, "__name__") else ""
+        hint = (
+            f"; call it: {norm.__name__}(...)" if callable(norm) and hasattr(norm, "__name__") else ""
+        )
         raise TypeError(f"`norm` must be a jbn.Norm, such as jbn.plain, got {norm!r}{hint}")
     return norm

@@ -186,7 +186,9 @@ class BatchNorm(nnx.Module):
 
     def _output_dtype(self, x, arrays):
         """The dtype Flax gives its output: of the arrays once promoted, without promoting them."""
-        statistics = [v for n in self._batch_stats if jnp.issubdtype((v := arrays[n]).dtype, jnp.inexact)]
+        statistics = [
+            v for n in self._batch_stats if jnp.issubdtype((v := arrays[n]).dtype, jnp.inexact)
+        ]
         arrays = (x, *statistics, *(arrays[name] for name in self._params))
         if self._promote_dtype is not dtypes.promote_dtype:
             promoted = jax.eval_shape(lambda a: self._promote_dtype(a, dtype=self.dtype), arrays)

@@ -52,10 +52,15 @@ DATA = {
     "adjacent": adjacent,
     "constant": lambda rng, shape: np.full(shape, rng.uniform(-1e6, 1e6)),
     "sorted": lambda rng, shape: 100 + np.sort(rng.standard_normal(shape), axis=0),
-    "one outlier": lambda rng, shape: rng.standard_normal(shape) + 1e6 * (np.indices(shape).sum(0) == 3),
-    "first unlike the rest": lambda rng, shape: rng.standard_normal(shape) + 1e5 * (np.indices(shape)[0] == 0),
-    "every 32nd unlike the rest": lambda rng, shape: rng.standard_normal(shape)
-    + 1e5 * (np.indices(shape)[0] % 32 == 0),
+    "one outlier": lambda rng, shape: (
+        rng.standard_normal(shape) + 1e6 * (np.indices(shape).sum(0) == 3)
+    ),
+    "first unlike the rest": lambda rng, shape: (
+        rng.standard_normal(shape) + 1e5 * (np.indices(shape)[0] == 0)
+    ),
+    "every 32nd unlike the rest": lambda rng, shape: (
+        rng.standard_normal(shape) + 1e5 * (np.indices(shape)[0] % 32 == 0)
+    ),
 }
 
 

@@ -26,7 +26,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from jbn import _dtypes
-from jbn._masking import counted, squared, weighted
+from jbn._masking import counted, weighted
 from jbn._typing import Array
 from jbn.ops.platform import choose
 from jbn.ops.reduction import Reduction, known
@@ -71,7 +71,8 @@ def _real_moments(reduction, x, weights, count, shift):
     offset, var = about(shift, shift)
 
     def far(offset, var):
-        excess = lax.sub(lax.square(offset), var)
+        # Of the roots, which do not underflow.
+        excess = lax.sub(lax.abs(offset), lax.sqrt(var))
         return lax.bitwise_not(lax.reduce_max(excess, tuple(range(excess.ndim))) <= 0)
 
     def another(state):
@@ -142,7 +143,8 @@ def _sample(reduction, x):
         if sharded[axis] is None:
             steps[axis] = max(1, min(remaining, size)) if known(size) else remaining
             remaining = math.ceil(remaining / steps[axis])
-    if remaining == _SAMPLE and any(sharded[axis] is not None for axis in reduction.axes):
+    nowhere = remaining == _SAMPLE and any(sharded[axis] is not None for axis in reduction.axes)
+    if nowhere or 0 in x.shape:
         return None
     return tuple(slice(None, None, steps.get(axis)) for axis in range(x.ndim))
 
@@ -153,7 +155,10 @@ def _sample_mean(reduction, sample):
     That makes one value repeated in all of x come out as exactly that value.
     """
     sample = sample.astype(_dtypes.promote(sample.dtype))
-    first = sample[tuple(0 if a in reduction.axes else slice(None) for a in range(sample.ndim))]
+    # Of what is sharded over devices no first one can be taken; the largest will do.
+    sharded = jax.typeof(sample).sharding.spec
+    at = (a in reduction.axes and sharded[a] is None for a in range(sample.ndim))
+    first = lax.reduce_max(sample[tuple(slice(0, 1 if one else None) for one in at)], reduction.axes)
     mean = lax.reduce_sum(sample, reduction.axes) / reduction.samples(sample.shape)
     rounding = _ROUNDINGS * float(jnp.finfo(sample.dtype).eps)
     return finite(jnp.where(jnp.abs(mean - first) <= rounding * jnp.abs(mean), first, mean))
@@ -191,10 +196,16 @@ def divide(total: Array, count: Array) -> Array:
 
 def finite(v: Array) -> Array:
     """v, and 0 where it is not finite."""
-    return lax.select(lax.is_finite(v), v, lax.full_like(v, 0))
+    return lax.select(_is_finite(v), v, lax.full_like(v, 0))
 
 
 def nan_unless_finite(v: Array) -> Array:
     """NaN for inf too: what overflowed is to be seen, not normalized to 0."""
     # Not a literal NaN, which would trip jax.debug_nans where there is none.
-    return lax.select(lax.is_finite(v), v, lax.sub(v, v))
+    return lax.select(_is_finite(v), v, lax.sub(v, v))
+
+
+def _is_finite(v):
+    if jnp.iscomplexobj(v):
+        return lax.is_finite(v.real) & lax.is_finite(v.imag)
+    return lax.is_finite(v)
