@@ -23,9 +23,9 @@ def merged(
     axis_name, groups = reduction.axis_name, reduction.groups
     assert axis_name is not None
     chosen = _collectives.is_first(axis_name, groups) & (count > 0)
-    mean = jnp.where(count > 0, mean, 0)
+    mean, weight = jnp.where(count > 0, mean, 0), count.astype(mean.dtype)
     total, summed, reference, referenced = _collectives.psum(
-        (count, count * mean, jnp.where(chosen, mean, 0), chosen.astype(count.dtype)),
+        (count, weight * mean, jnp.where(chosen, mean, 0), chosen.astype(count.dtype)),
         axis_name,
         groups,
     )
@@ -36,7 +36,7 @@ def merged(
     anchor = finite(jnp.where(near & (referenced > 0), reference, anchor))
     offset = (mean - anchor) + remainder
     offset, var = _collectives.psum(
-        (count * offset, count * (var + squared(offset))), axis_name, groups
+        (weight * offset, count * (var + squared(offset))), axis_name, groups
     )
     offset = nan_unless_finite(divide(offset, total))
     var = nan_unless_finite(jnp.maximum(divide(var, total) - squared(offset), 0))

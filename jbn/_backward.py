@@ -38,7 +38,8 @@ def batch_norm_backward(
     Args:
         dy: cotangent of y, of the shape of `x`.
         x: the input of the forward pass.
-        params: as in the forward pass; cotangents are returned for what it holds.
+        params: as in the forward pass, one value per channel; cotangents are returned for what it
+            holds.
         moments: `jbn.moments` of `x` with the same `axis`, `mask` and `axis_name`.
         axis, epsilon, mask, axis_name, axis_index_groups: as in `jbn.batch_norm`. With `axis_name`
             the sums in `dx` are over all devices, those of `params` over this device's samples.
@@ -63,6 +64,7 @@ def batch_norm_backward(
     features = _checks.feature_axes(axis, x.ndim)
     shape = tuple(x.shape[a] for a in features)
     params = _checks.params_dict(params, x, shape)
+    params = {name: _checks.per_channel(f"params['{name}']", v, shape) for name, v in params.items()}
     epsilon = _checks.epsilon_value(epsilon)
     m = _checks.moments_arrays(moments, shape, ("mean", "var", "count"))
     if jnp.shape(dy) != x.shape:

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike, DTypeLike
 
-from jbn import _checks, _collectives, _dtypes
+from jbn import _checks, _collectives, _dtypes, _warnings
 from jbn._derivative import batch_normalized, normalized
 from jbn._form import Affine, Form
 from jbn._masking import as_weights
@@ -163,7 +163,7 @@ def batch_norm(
         if axis_name is not None:
             _collectives.require_axis(axis_name, groups)
         elif mask is None:
-            _checks.warn_if_single(reduction.samples(x.shape))
+            _warnings.warn_if_single(reduction.samples(x.shape))
     weights = as_weights(mask, x)
     dtype = _dtypes.output(x, dtype)
     if dtype in (jnp.float64, jnp.complex128):

@@ -1,10 +1,6 @@
 """What a call may be given: every check of an argument, made while tracing, before any arithmetic."""
 
-import contextlib
-import contextvars
 import operator
-import sys
-import warnings
 from collections.abc import Iterable, Mapping
 from typing import Any, get_args
 
@@ -14,8 +10,6 @@ import numpy as np
 from jax.core import Tracer
 
 from jbn._typing import Array, AxisName, Groups
-
-_LIBRARIES = ("jbn", "flax", "jax", "contextlib")
 
 
 def number_of_features(features: Any) -> tuple[int, ...]:
@@ -288,34 +282,3 @@ def flag(name: str, value: Any) -> Any:
 def negated(value: Any) -> Any:
     """Not a `flag`."""
     return not value if isinstance(value, bool) else jnp.logical_not(value)
-
-
-_quiet = contextvars.ContextVar("quiet", default=False)
-
-
-@contextlib.contextmanager
-def initializing():
-    """Within it one value per channel is nothing to warn about: shapes are all that matters."""
-    token = _quiet.set(True)
-    try:
-        yield
-    finally:
-        _quiet.reset(token)
-
-
-def warn_if_single(count: int) -> None:
-    """One value per channel is allowed in training and worth a word: the output is then `bias`."""
-    if count == 1 and not _quiet.get():
-        warnings.warn(
-            "batch norm in training with one value per channel: the output is `bias` and the batch "
-            "variance 0, whatever `x` is; use a larger batch, `axis_name`, or train=False",
-            stacklevel=_callers_level(),
-        )
-
-
-def _callers_level():
-    """The stack level of the first caller that is no part of the libraries between it and us."""
-    level, frame = 1, sys._getframe(1)
-    while frame.f_back is not None and frame.f_globals["__name__"].partition(".")[0] in _LIBRARIES:
-        level, frame = level + 1, frame.f_back
-    return level - 1

@@ -22,7 +22,7 @@ class Norm:
 
     A variant of one's own overrides `apply`, and `init` where it has other parameters or statistics. Its
     keywords beyond those of `jbn.batch_norm` reach it from the layers' calls; what it does not know it
-    hands on to the norm that it changes.
+    hands on to the norm that it changes, and `check` is what fails where nobody knows it.
 
     Example:
         >>> import dataclasses, jax.numpy as jnp, jbn
@@ -32,6 +32,7 @@ class Norm:
         ...     def init(self, features, **options):
         ...         return self.norm.init(features, **options)
         ...     def apply(self, x, params, batch_stats, *, train, noise=0.0, **options):
+        ...         self.check(options)
         ...         y, batch_stats = self.norm.apply(x, params, batch_stats, train=train, **options)
         ...         return y + noise, batch_stats
         >>> norm = Noisy(norm=jbn.inplace("leaky_relu"))

@@ -11,7 +11,7 @@ from flax.linen import dtypes
 from flax.typing import Axes, Dtype, Initializer
 from jax.typing import ArrayLike
 
-from jbn import _checks, _dtypes
+from jbn import _checks, _dtypes, _warnings
 from jbn._norm import Norm, as_norm, plain
 from jbn._typing import AxisIndexGroups, AxisName, Flag, RunningVariance
 
@@ -116,7 +116,7 @@ class BatchNorm(nn.Module):
             if used.get(name, True)
         }
         initializing = self.is_initializing()
-        with _checks.initializing() if initializing else contextlib.nullcontext():
+        with _warnings.initializing() if initializing else contextlib.nullcontext():
             y, updated = norm.apply(
                 x,
                 params,

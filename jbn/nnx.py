@@ -192,7 +192,8 @@ class BatchNorm(nnx.Module):
         arrays = (x, *statistics, *(arrays[name] for name in self._params))
         if self._promote_dtype is not dtypes.promote_dtype:
             promoted = jax.eval_shape(lambda a: self._promote_dtype(a, dtype=self.dtype), arrays)
-            promoted = (promoted[0], *promoted[1 + len(statistics) :])
+            _, *params = promoted[len(statistics) :]
+            promoted = (promoted[0], *params)
             arrays = tuple(None if v is None else jnp.zeros((), v.dtype) for v in promoted)
         return dtypes.canonicalize_dtype(*arrays, dtype=self.dtype)
 

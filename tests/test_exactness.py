@@ -91,21 +91,76 @@ def test_one_repeated_value_gives_exactly_bias(value, samples):
     np.testing.assert_array_equal(y, np.broadcast_to(params["bias"], x.shape))
 
 
+def check_gradients(x, dy, axis=-1, mask=None):
+    """Each channel by itself, against the norm of what is summed for it, or the largest of its dy."""
+    rng = np.random.default_rng(1)
+    features = x.shape[axis]
+    params = {"scale": rng.uniform(0.5, 2, features), "bias": np.zeros(features)}
+    params = {name: v.astype(np.float32) for name, v in params.items()}
+    dx, dparams = gradient(x, params, dy, mask, axis)
+    expected, expected_dparams = reference.backward(dy, x, params, axis=axis, mask=mask)
+    reduced = tuple(a for a in range(x.ndim) if a != axis % x.ndim)
+    _, var, _ = reference.moments(x, axis, mask)
+    largest = params["scale"] / np.sqrt(var + 1e-5) * np.abs(dy).max(reduced)
+    assert np.all(np.abs(dx - expected).max(reduced) <= 2e-6 * largest)
+    for name, term in (("scale", dy * reference.batch_norm(x, {}, axis, mask=mask)), ("bias", dy)):
+        error = np.abs(dparams[name] - expected_dparams[name])
+        assert np.all(error <= 2e-6 * np.sqrt(np.sum(term**2, reduced))), name
+
+
+@functools.partial(jax.jit, static_argnames="axis")
+def gradient(x, params, dy, mask=None, axis=-1):
+    def output(x, params):
+        _, stats = jbn.init(x.shape[axis])
+        return jbn.batch_norm(x, params, stats, train=True, axis=axis, mask=mask)[0]
+
+    return jax.vjp(output, x, params)[1](dy)
+
+
 @pytest.mark.parametrize("row", [row for row in ROWS if ROWS[row][1]])
 def test_gradients(row):
     x = sample(row, SHAPES[0])
-    rng = np.random.default_rng(1)
-    dy = rng.standard_normal(x.shape).astype(np.float32)
-    params = {"scale": rng.uniform(0.5, 2, 32).astype(np.float32), "bias": np.zeros(32, np.float32)}
-    expected = reference.backward(dy, x, params)
-    actual = gradient(x, params, dy)
-    for a, b in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
-        assert np.max(np.abs(a - b)) <= 1e-5 * np.max(np.abs(b))
+    dy = np.random.default_rng(1).standard_normal(x.shape).astype(np.float32)
+    check_gradients(x, dy)
 
 
-@jax.jit
-def gradient(x, params, dy):
-    return jax.vjp(lambda x, p: jbn.batch_norm(x, p, BATCH_STATS, train=True)[0], x, params)[1](dy)
+@pytest.mark.parametrize("shape", [(576, 1), (24, 24, 1), (2, 3, 16, 16), (8192, 2), (65536, 3)], ids=str)
+def test_gradients_in_every_layout_under_a_cotangent_with_a_mean(shape):
+    axis = 1 if len(shape) == 4 else -1
+    rng = np.random.default_rng(0)
+    mask = rng.random((*shape[:1], *(1 for _ in shape[1:]))) < 0.6
+    for mean, deviation in [(0.5, 1), (1e5, 1), (1e16, 1e15)]:
+        for dy_mean in (1, 64):
+            x = (mean + deviation * rng.standard_normal(shape)).astype(np.float32)
+            dy = (dy_mean + rng.standard_normal(shape)).astype(np.float32)
+            check_gradients(x, dy, axis)
+            check_gradients(x, dy, axis, mask)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rows", [2**20, 2**22])
+def test_gradients_of_millions_of_samples(rows):
+    rng = np.random.default_rng(0)
+    x, dy = (v + rng.standard_normal((rows, 3)).astype(np.float32) for v in (0.5, 1))
+    check_gradients(x, dy)
+
+
+@pytest.mark.parametrize("deviation", [1e13, 1e15, 1e18])
+def test_gradients_where_the_cube_of_a_deviation_overflows(deviation):
+    x = sample("N(0, 1)", (300, 4)) * np.float32(deviation)
+    check_gradients(x, sample("N(2, 1)", (300, 4), seed=1))
+
+
+@pytest.mark.parametrize("epsilon", [1e-25, 1e-30, 1e-37])
+def test_gradients_of_a_constant_channel_under_the_smallest_epsilon(epsilon):
+    x, dy = sample("constant 100.1", (40, 4)), sample("N(0, 1)", (40, 4))
+    params, stats = jbn.init(4)
+
+    def output(x, params):
+        return jbn.batch_norm(x, params, stats, train=True, epsilon=epsilon)[0]
+
+    dx, dparams = jax.vjp(output, x, params)[1](dy)
+    assert all(np.isfinite(v).all() for v in (dx, *dparams.values()))
 
 
 @pytest.mark.parametrize("row", ["constant 100.1", "constant 1.234567e7"])

@@ -69,8 +69,3 @@ def test_gradient_of_the_weights_alone():
     np.testing.assert_allclose(actual, expected, **tolerance("float32", 60))
 
 
-def test_moments_is_a_pytree_that_passes_through_jit():
-    x, _, _, _ = NAMES["mlp"].make()
-    m = jax.jit(jbn.moments)(x)
-    assert isinstance(m, jbn.Moments)
-    assert len(jax.tree.leaves(m)) == 4

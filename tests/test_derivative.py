@@ -129,7 +129,7 @@ def test_jvp_is_the_transpose_of_vjp(case):
     assert abs(jnp.vdot(forward, ct) - sum(jax.tree.leaves(products))) < 1e-4
 
 
-def test_derivatives_of_the_moments():
+def test_derivative_of_the_moments():
     """The rule returns true tangents for the statistics, or second derivatives would be wrong."""
     x, _, _, kwargs = MASKED.make()
 
