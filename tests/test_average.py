@@ -108,3 +108,19 @@ def test_groups_average_among_themselves():
 def test_an_unbound_axis_is_named():
     with pytest.raises(NameError, match="`axis_name`='i' is not bound here"):
         jbn.tools.average_stats(jbn.init(3)[1], "i")
+
+
+def test_stored_dtypes_are_kept():
+    """Summed in float32: 256 + 1 in bfloat16 is 256."""
+    stats = {"mean": jnp.array([[256], [1], [1], [1]], "bfloat16"), "var": jnp.ones((4, 1), "bfloat16")}
+    result = jax.vmap(lambda s: jbn.tools.average_stats(s, "i"), axis_name="i")(stats)
+    assert {v.dtype for v in jax.tree.leaves(result)} == {jnp.dtype("bfloat16")}
+    assert result["mean"][0, 0] == jnp.bfloat16(64.75)
+
+
+def test_what_is_no_layer_and_no_axis():
+    with pytest.raises(ValueError, match=r"`batch_stats` must hold 'mean' and 'var'.* got \['mean'\]"):
+        jax.vmap(lambda s: jbn.tools.average_stats(s, "i"), axis_name="i")({"mean": jnp.ones((4, 2))})
+    with pytest.raises(ValueError, match="`axis_name`") as error:
+        jbn.tools.average_stats(jbn.init(3)[1], None)
+    assert "axis_name=None" not in str(error.value).replace("got axis_name=None", "")

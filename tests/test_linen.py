@@ -353,3 +353,27 @@ def test_partition_metadata_survives_an_update():
     _, updated = train(PARTITIONED, variables, data())
     assert nn.get_partition_spec(updated)["batch_stats"] == {"mean": jax.P("model"), "var": jax.P()}
     close(meta.unbox(updated), train(TRAIN, meta.unbox(variables), data())[1])
+
+
+@pytest.mark.parametrize("flag", [True, False])
+def test_use_running_average_may_be_traced(flag):
+    layer = BatchNorm()
+    variables = layer.init(jax.random.key(0), data(), use_running_average=True)
+
+    def run(flag):
+        return layer.apply(variables, data(), use_running_average=flag, mutable=["batch_stats"])
+
+    close(jax.jit(run)(flag), run(flag))
+
+
+def test_a_string_is_no_flag():
+    with pytest.raises(TypeError, match="`use_running_average` must be a bool.* got 'False'"):
+        BatchNorm(use_running_average="False").init(jax.random.key(0), data())
+
+
+@pytest.mark.parametrize(("dtype", "mean"), [("complex64", "complex64"), ("float64", "float64")])
+def test_dtypes_of_the_statistics(dtype, mean, x64):
+    variables = BatchNorm(use_running_average=False).init(jax.random.key(0), jnp.ones((3, 4), dtype))
+    stats = variables["batch_stats"]
+    assert stats["mean"].dtype == mean
+    assert stats["var"].dtype == ("float64" if dtype == "float64" else "float32")

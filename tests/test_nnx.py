@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from flax import errors, nnx
 
+import jbn
 from jbn.nnx import BatchNorm
 from layers import (
     BF16,
@@ -381,3 +382,40 @@ def test_the_running_mean_of_complex_input_stays_complex():
     x = jnp.asarray([[1 + 2j, 3], [2 - 1j, 5j]], jnp.complex64)
     layer(x)
     np.testing.assert_allclose(layer.mean[...], x.mean(0))
+
+
+def test_view_info_reads_the_layer():
+    assert "use_running_average" in nnx.view_info(make())
+
+
+def test_printing_shows_what_a_user_gave():
+    printed = repr(make(momentum=0.5))
+    assert "momentum=0.5" in printed
+    assert "<function" not in printed
+    assert " at 0x" not in printed
+
+
+@pytest.mark.parametrize("flag", [True, False])
+def test_use_running_average_may_be_traced(flag):
+    layer, same = make(), make()
+    y = nnx.jit(lambda layer, x, flag: layer(x, use_running_average=flag))(layer, data(), flag)
+    close(y, same(data(), use_running_average=flag))
+    close(tree(layer), tree(same))
+
+
+def test_a_string_is_no_flag():
+    with pytest.raises(TypeError, match="`use_running_average` must be a bool.* got 'False'"):
+        make()(data(), use_running_average="False")
+
+
+@pytest.mark.parametrize("norm", [jbn.plain, jbn.inplace()], ids=repr)
+def test_an_eager_call_traces_nothing_anew(norm, caplog):
+    layer, x = make(norm=norm), data()
+    for traced in (True, False):
+        caplog.clear()
+        with jax.log_compiles(), caplog.at_level("WARNING"):
+            layer(x)
+        # The second layer of equal settings is served by the first one's program.
+        layer = make(norm=norm)
+        if not traced:
+            assert "tracing" not in caplog.text

@@ -79,3 +79,15 @@ def test_a_complex_batch_makes_a_real_mean_complex():
     new = jbn.update_running(batch_stats, jbn.moments(x), momentum=0.0)
     np.testing.assert_allclose(new["mean"], np.asarray(x).mean(0))
     assert new["var"].dtype == jnp.float32
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_half_precision_statistics_converge_to_the_mean(dtype):
+    """In bfloat16 0.99 is 0.988 and 0.01 another 0.01: together not 1."""
+    stats = {"mean": jnp.zeros(2, dtype), "var": jnp.ones(2, dtype)}
+    m = moments_of([10.1, -3.3], [2.2, 0.1], [50, 50])
+    step = jax.jit(lambda s: jbn.update_running(s, m))
+    for _ in range(2000):
+        stats = step(stats)
+    np.testing.assert_allclose(stats["mean"], m.mean, rtol=1e-3)
+    np.testing.assert_allclose(stats["var"], m.var, rtol=1e-3)

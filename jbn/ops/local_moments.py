@@ -110,8 +110,10 @@ def _real_moments(reduction, x, weights, count, shift):
 
 def _first_shift(reduction, x, weights, count, shift):
     """What to sum about first, and whether that is certainly enough."""
-    # Made of x, so that all have its sharding and vary over the devices that it varies over.
+    # Made of x and the mask, to have their sharding and to vary over the devices that they vary over.
     zero = lax.full_like(lax.reduce_sum(lax.convert_element_type(x, count.dtype), reduction.axes), 0)
+    if weights is not None:
+        zero = lax.add(zero, lax.full_like(count, 0))
     if shift is None or jax.typeof(shift).sharding != jax.typeof(zero).sharding:
         shift = zero
     shift = lax.add(finite(shift.astype(zero.dtype)), zero)
