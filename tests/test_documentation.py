@@ -20,7 +20,11 @@ def blocks(path: Path) -> list[str]:
     return re.findall(r"^```python\n(.*?)^```", path.read_text(encoding="utf-8"), re.M | re.S)
 
 
-README = blocks(ROOT / "README.md")
+BLOCKS = {
+    f"{path} {index}": block
+    for path in ("README.md", "examples/questions.md")
+    for index, block in enumerate(blocks(ROOT / path))
+}
 
 
 @pytest.mark.parametrize("name", MODULES)
@@ -37,25 +41,26 @@ def test_every_public_function_has_a_runnable_example(name):
     assert doctest.DocTestFinder(recurse=False).find(value)[0].examples, name
 
 
-@pytest.mark.parametrize("index", range(len(README)))
-def test_readme_block(index, standard_promotion, tmp_path, monkeypatch):
+@pytest.mark.parametrize("block", BLOCKS)
+def test_block_of_a_page(block, standard_promotion, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    exec(compile(README[index], f"README.md block {index}", "exec"), {"__name__": "readme"})
+    exec(compile(BLOCKS[block], block, "exec"), {"__name__": "page"})
 
 
-def test_readme_shows_every_style():
-    text = "\n".join(README)
-    for shown in ("jbn.batch_norm(", "jbn.linen.BatchNorm(", "jbn.nnx.BatchNorm("):
-        assert shown in text
+def test_the_readme_lists_the_public_api():
+    text = (ROOT / "README.md").read_text(encoding="utf-8").partition("## The public API")[2]
+    listed = {name.partition(".")[0] for name in re.findall(r"`jbn\.([\w.]+)", text.partition("\n## ")[0])}
+    modules = {"tools", "linen", "nnx"}
+    assert listed == set(PUBLIC) | modules | {"plain"}
 
 
-def test_the_first_doctest_is_the_worked_example():
-    example = doctest.DocTestFinder().find(jbn.batch_norm, globs={})[0].examples
-    assert "[1.], [2.], [3.], [4.], [5.]" in example[1].source
-    assert "[-1.41 -0.71  0.    0.71  1.41] [3.] [2.]" in example[-1].want
-
-
-PAGES = ["README.md", "examples/README.md", "benchmarks/README.md", "CHANGELOG.md"]
+PAGES = [
+    "README.md",
+    "CHANGELOG.md",
+    "examples/README.md",
+    "examples/questions.md",
+    "benchmarks/README.md",
+]
 
 
 def anchor(heading: str) -> str:
@@ -98,27 +103,9 @@ def test_the_gallery_lists_every_example_and_shows_every_picture():
         assert f"results/{picture.name}" in text, picture.name
 
 
-def test_every_file_of_the_examples_is_named():
-    text = (ROOT / "examples/README.md").read_text(encoding="utf-8")
-    for path in (ROOT / "examples").glob("*.py"):
-        assert path.name in text, path.name
-
-
-def test_every_benchmark_is_named_in_the_changelog():
-    benchmarks = importlib.import_module("benchmarks.__main__").BENCHMARKS
-    text = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
-    assert all(f"`{name}`" in text for name in benchmarks)
-
-
 def test_the_marker_of_types_is_shipped():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     wheel = project["tool"]["hatch"]["build"]["targets"]["wheel"]
     assert wheel == {"packages": ["jbn"]}  # the whole folder, nothing left out
     ignored = (ROOT / ".gitignore").read_text(encoding="utf-8")
     assert (ROOT / "jbn/py.typed").is_file() and "typed" not in ignored
-
-
-def test_the_readme_states_the_tested_range_of_jax():
-    bound = re.search(r'"jax>=([\d.]+),<([\d.]+)"', (ROOT / "pyproject.toml").read_text())
-    assert bound
-    assert bound[1] in (ROOT / "README.md").read_text()

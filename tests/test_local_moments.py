@@ -25,7 +25,7 @@ LAYOUTS = {
     (16, 3, 64, 64): 1,
     (65536, 3): 1,
 }
-FEW = [(24, 24, 1), (2, 3, 16, 16), (1000, 5), (8192, 2)]
+FEW = [(2, 3, 16, 16), (8192, 2)]
 BOUND = 1e-6
 
 
@@ -81,7 +81,7 @@ def normalized(x, mask, shift, axis):
     return jbn.normalize(x, m, axis=axis), m
 
 
-def check(shape, axis, kinds, names=DATA, shift=None):
+def check(shape, axis, kinds, names=tuple(DATA), shift=None):
     rng = np.random.default_rng(0)
     for kind, mask in masks(rng, shape, axis).items():
         if kind not in kinds:
@@ -106,14 +106,14 @@ def test_every_layout(shape):
 @pytest.mark.parametrize("shape", FEW, ids=str)
 def test_the_way_of_each_platform(shape, platform):
     del platform
-    check(shape, LAYOUTS.get(shape, 1), ["none", "all true", "per value", "weights"])
+    check(shape, LAYOUTS[shape], ["none", "per value", "weights"])
 
 
-@pytest.mark.parametrize("shift", [0.7, 1e5, 1e30, np.inf, np.nan], ids=str)
-def test_whatever_is_passed_as_known_of_the_mean(shift, platform):
+def test_whatever_is_passed_as_known_of_the_mean(platform):
     del platform
     names = ["N(0, 1)", "N(1e5, 1)", "constant", "adjacent"]
-    check((1000, 5), 1, ["none", "bool"], names, jnp.full(5, shift, jnp.float32))
+    for shift in (0.7, 1e5, 1e30, np.inf, np.nan):
+        check((1000, 5), 1, ["none", "bool"], names, jnp.full(5, shift, jnp.float32))
 
 
 @pytest.mark.slow
@@ -148,15 +148,15 @@ def test_channels_of_every_kind_side_by_side(platform):
         assert m.var[2] == m.var[5] == 0
 
 
-@pytest.mark.parametrize("samples", [2, 3, 7, 1000])
-@pytest.mark.parametrize("value", [100.1, 1.234567e7, 0.1, -3.7e-5, 6.02e17])
-def test_one_repeated_value_gives_exactly_bias(value, samples, platform):
+def test_one_repeated_value_gives_exactly_bias(platform):
     del platform
     params = {"scale": jnp.array([3.0, -2.0]), "bias": jnp.array([0.3, -0.7])}
-    x = np.full((samples, 2), value, np.float32)
-    for mask in (None, (np.arange(samples) % 2 == 0)[:, None]):
-        y, _ = jbn.batch_norm(x, params, jbn.init(2)[1], train=True, mask=mask)
-        np.testing.assert_array_equal(y, np.broadcast_to(params["bias"], x.shape))
+    for samples in (2, 3, 7, 1000):
+        for mask in (None, (np.arange(samples) % 2 == 0)[:, None]):
+            for value in (100.1, 1.234567e7, 0.1, -3.7e-5, 6.02e17):
+                x = np.full((samples, 2), value, np.float32)
+                y, _ = jbn.batch_norm(x, params, jbn.init(2)[1], train=True, mask=mask)
+                np.testing.assert_array_equal(y, np.broadcast_to(params["bias"], x.shape))
 
 
 def test_what_is_not_finite_stays_in_its_channel(platform):
