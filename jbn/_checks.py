@@ -81,8 +81,8 @@ def per_channel(name: str, value: Any, shape: tuple[int, ...]) -> Array:
     v = array(name, value)
     if v.shape != shape:
         raise ValueError(
-            f"`{name}` must have the shape of the feature axes of `x`, {shape}, got {v.shape}; pass the "
-            f"`axis` that holds the features, or initialize with the right number of features"
+            f"`{name}` must have the shape of the feature axes of `x`, {shape}, got {v.shape}; pass "
+            f"the `axis` that holds the features, or initialize with the right number of features"
         )
     return v
 
@@ -108,9 +108,9 @@ def _parameter(name, value, x, shape):
     broadcast = v.ndim == x.ndim and all(m in (1, n) for m, n in zip(v.shape, x.shape, strict=True))
     if v.shape != shape and not broadcast:
         raise ValueError(
-            f"`{name}` must have the shape of the feature axes of `x`, {shape}, got {v.shape}; pass the "
-            f"`axis` that holds the features, initialize with the right number of features, or give it "
-            f"as many dimensions as `x` and let it broadcast against {x.shape}"
+            f"`{name}` must have the shape of the feature axes of `x`, {shape}, got {v.shape}; pass "
+            f"the `axis` that holds the features, initialize with the right number of features, or give "
+            f"it as many dimensions as `x` and let it broadcast against {x.shape}"
         )
     real_where_x_is(name, v, x)
     return v if jnp.issubdtype(v.dtype, jnp.inexact) else v.astype(jnp.float32)
@@ -151,7 +151,7 @@ def batch_stats_dict(
 
 
 def moments_arrays(moments: Any, shape: tuple[int, ...] | None, required: tuple[str, ...]) -> Any:
-    """`moments`, whose fields are arrays of the shape of the features; those not required may be None."""
+    """`moments`, whose fields are arrays of the features' shape; those not required may be None."""
     if not all(hasattr(moments, name) for name in ("mean", "var", "count", "remainder")):
         raise TypeError(
             f"`moments` must be a jbn.Moments, from jbn.moments or made as jbn.Moments(mean, var), got "

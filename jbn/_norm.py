@@ -20,9 +20,9 @@ class Norm:
     After optax: a pair of pure functions. A frozen dataclass besides, so that equal settings are equal
     norms, hashable, picklable and printable: one compiled program serves them all.
 
-    A variant of one's own overrides `apply`, and `init` where it has other parameters or statistics. Its
-    keywords beyond those of `jbn.batch_norm` reach it from the layers' calls; what it does not know it
-    hands on to the norm that it changes, and `check` is what fails where nobody knows it.
+    A variant of one's own overrides `apply`, and `init` where it has other parameters or statistics.
+    Its keywords beyond those of `jbn.batch_norm` reach it from the layers' calls; what it does not know
+    it hands on to the norm that it changes, and `check` is what fails where nobody knows it.
 
     Example:
         >>> import dataclasses, jax.numpy as jnp, jbn
@@ -38,7 +38,7 @@ class Norm:
         >>> norm = Noisy(norm=jbn.inplace("leaky_relu"))
         >>> params, batch_stats = norm.init(3)
         >>> y, batch_stats = norm.apply(jnp.ones((2, 3)), params, batch_stats, train=True, noise=0.5)
-        >>> layer = jbn.linen.BatchNorm(norm=norm)   # then layer(x, use_running_average=False, noise=0.5)
+        >>> layer = jbn.linen.BatchNorm(use_running_average=False, norm=norm)   # layer(x, noise=0.5)
     """
 
     def init(

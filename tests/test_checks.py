@@ -186,9 +186,9 @@ def test_update_running_names_the_argument():
         jbn.update_running(BATCH_STATS, m, momentum=2.0)
     with pytest.raises(ValueError, match="`running_variance`"):
         jbn.update_running(BATCH_STATS, m, running_variance="both")  # type: ignore[arg-type]
-    with pytest.raises(TypeError, match="`moments` must be a jbn.Moments.* got dict"):
+    with pytest.raises(TypeError, match=r"`moments` must be a jbn.Moments.* got dict"):
         jbn.update_running(BATCH_STATS, {"mean": 0, "var": 1})  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="`moments.count` is needed here"):
+    with pytest.raises(ValueError, match=r"`moments.count` is needed here"):
         jbn.update_running(BATCH_STATS, jbn.Moments(m.mean, m.var), running_variance="unbiased")
     with pytest.raises(ValueError, match=r"batch_stats\['mean'\]"):
         jbn.update_running(jbn.init(3)[1], m)

@@ -12,7 +12,6 @@ from jax.sharding import PartitionSpec as P
 import jbn
 import reference
 
-
 pytestmark = pytest.mark.several_devices
 DEVICES = 4
 PARAMS, BATCH_STATS = jbn.init(3)

@@ -49,7 +49,8 @@ def test_block_of_a_page(block, standard_promotion, tmp_path, monkeypatch):
 
 def test_the_readme_lists_the_public_api():
     text = (ROOT / "README.md").read_text(encoding="utf-8").partition("## The public API")[2]
-    listed = {name.partition(".")[0] for name in re.findall(r"`jbn\.([\w.]+)", text.partition("\n## ")[0])}
+    names = re.findall(r"`jbn\.([\w.]+)", text.partition("\n## ")[0])
+    listed = {name.partition(".")[0] for name in names}
     modules = {"tools", "linen", "nnx"}
     assert listed == set(PUBLIC) | modules | {"plain"}
 

@@ -125,7 +125,9 @@ def test_gradients(row):
     check_gradients(x, dy)
 
 
-@pytest.mark.parametrize("shape", [(576, 1), (24, 24, 1), (2, 3, 16, 16), (8192, 2), (65536, 3)], ids=str)
+@pytest.mark.parametrize(
+    "shape", [(576, 1), (24, 24, 1), (2, 3, 16, 16), (8192, 2), (65536, 3)], ids=str
+)
 def test_gradients_in_every_layout_under_a_cotangent_with_a_mean(shape):
     axis = 1 if len(shape) == 4 else -1
     rng = np.random.default_rng(0)

@@ -1,4 +1,4 @@
-"""`jbn.Form`: what a variant with other arithmetic or another residual writes, and what the rule adds."""
+"""`jbn.Form`: what a variant of other arithmetic or residual writes, and what the rule adds."""
 
 import dataclasses
 

@@ -19,7 +19,13 @@ DY = RNG.standard_normal((40, 3)).astype(np.float32)
 MASK = (np.arange(40) % 4 > 0)[:, None]
 PARAMS = {"scale": jnp.array([1.0, -2.0, 0.5]), "bias": jnp.array([0.3, 0.0, -1.0])}
 BATCH_STATS = jbn.init(3)[1]
-PADDING = {"nan": np.nan, "inf": np.inf, "largest": np.finfo(np.float32).max, "1e38": -1e38, "1e19": 1e19}
+PADDING = {
+    "nan": np.nan,
+    "inf": np.inf,
+    "largest": np.finfo(np.float32).max,
+    "1e38": -1e38,
+    "1e19": 1e19,
+}
 
 
 @jax.jit

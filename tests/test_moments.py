@@ -67,5 +67,3 @@ def test_gradient_of_the_weights_alone():
     mean, var, n = reference.moments(x, (1, 2), w)
     expected = (((np.asarray(x) - mean) ** 2 - var) / n).sum((1, 2), keepdims=True)
     np.testing.assert_allclose(actual, expected, **tolerance("float32", 60))
-
-

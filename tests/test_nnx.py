@@ -404,7 +404,7 @@ def test_use_running_average_may_be_traced(flag):
 
 
 def test_a_string_is_no_flag():
-    with pytest.raises(TypeError, match="`use_running_average` must be a bool.* got 'False'"):
+    with pytest.raises(TypeError, match=r"`use_running_average` must be a bool.* got 'False'"):
         make()(data(), use_running_average="False")
 
 

@@ -97,7 +97,9 @@ def styles(norm, **options):
 
 @pytest.mark.parametrize("style", ["functional", "linen", "nnx"])
 @pytest.mark.parametrize(
-    "norm", [jbn.plain, jbn.inplace(), Noisy(), Noisy(jbn.inplace())], ids=lambda norm: type(norm).__name__
+    "norm",
+    [jbn.plain, jbn.inplace(), Noisy(), Noisy(jbn.inplace())],
+    ids=lambda norm: type(norm).__name__,
 )
 def test_an_unknown_keyword_names_the_norm_and_what_it_takes(norm, style):
     with pytest.raises(TypeError, match=r"(?s)takes no keyword `domain`; it takes .*epsilon") as error:
@@ -112,7 +114,7 @@ def test_a_norm_that_takes_no_others_refuses_them():
         def apply(self, x, params, batch_stats, *, train, shrink=1.0):
             return shrink * x, batch_stats
 
-    with pytest.raises(TypeError, match="`epsilon`.*; it takes shrink, train"):
+    with pytest.raises(TypeError, match=r"`epsilon`.*; it takes shrink, train"):
         Closed().check({"epsilon"})
     Closed().check({"shrink"})
 

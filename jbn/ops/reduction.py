@@ -12,8 +12,8 @@ from jax import lax
 from jbn._typing import Array, AxisName, Groups
 from jbn.ops.platform import choose
 
-# Rows of a matrix for which XLA on a GPU writes x - shift to memory before it sums, unless the sum is in
-# blocks, and into how many at least: more than that cost more than they save.
+# Rows of a matrix for which XLA on a GPU writes x - shift to memory before it sums, unless the sum is
+# in blocks, and into how many at least: more than that cost more than they save.
 _FEW_ROWS = range(256, 8192)
 _BLOCKS = 16
 
@@ -53,8 +53,11 @@ class Reduction:
         )
 
     def compensated_sum(self, v: Array) -> Array:
-        """The same, with what rounding takes from each partial sum carried along: exact but for the
-        last digit, in whatever order the values are added; some times slower, and not differentiable."""
+        """The same, with what rounding takes from each partial sum carried along.
+
+        Exact but for the last digit, in whatever order the values are added; some times slower, and not
+        differentiable.
+        """
         zero = lax.full_like(v, 0)
         initial = lax.full_like(v, 0, shape=())
         total, lost = lax.reduce((v, zero), (initial, initial), _add_exactly, self.axes)
