@@ -14,9 +14,11 @@ from jbn._typing import Array, AxisName, Groups
 
 def number_of_features(features: Any) -> tuple[int, ...]:
     """The sizes of the feature axes, from one or several."""
-    several = isinstance(features, Iterable) and not isinstance(features, str)
+    sizes: Any = (features,)
+    if isinstance(features, Iterable) and not isinstance(features, str):
+        sizes = features
     try:
-        shape = tuple(operator.index(n) for n in (features if several else (features,)))
+        shape = tuple(operator.index(n) for n in sizes)
     except TypeError:
         raise TypeError(
             f"`features` must be an integer or a sequence of integers, got {features!r}"
@@ -76,10 +78,10 @@ def input_array(x: Any) -> Array:
     return x if jnp.issubdtype(x.dtype, jnp.inexact) else x.astype(jnp.float32)
 
 
-def per_channel(name: str, value: Any, shape: tuple[int, ...]) -> Array:
-    """One value per channel: the shape must be that of the feature axes of `x`."""
+def per_channel(name: str, value: Any, shape: tuple[int, ...] | None) -> Array:
+    """One value per channel: the shape must be that of the feature axes of `x`, where that is known."""
     v = array(name, value)
-    if v.shape != shape:
+    if shape is not None and v.shape != shape:
         raise ValueError(
             f"`{name}` must have the shape of the feature axes of `x`, {shape}, got {v.shape}; pass "
             f"the `axis` that holds the features, or initialize with the right number of features"
@@ -109,8 +111,8 @@ def _parameter(name, value, x, shape):
     if v.shape != shape and not broadcast:
         raise ValueError(
             f"`{name}` must have the shape of the feature axes of `x`, {shape}, got {v.shape}; pass "
-            f"the `axis` that holds the features, initialize with the right number of features, or give "
-            f"it as many dimensions as `x` and let it broadcast against {x.shape}"
+            f"the `axis` that holds the features, initialize with the right number of features, or "
+            f"give it as many dimensions as `x` and let it broadcast against {x.shape}"
         )
     real_where_x_is(name, v, x)
     return v if jnp.issubdtype(v.dtype, jnp.inexact) else v.astype(jnp.float32)
@@ -176,7 +178,7 @@ def _number(name: str, value: Any) -> float:
         raise TypeError(f"`{name}` must be a number or a scalar array, got {value!r}") from None
 
 
-def _traced_number(name: str, value: Tracer) -> Tracer:
+def _traced_number(name: str, value: Array) -> Array:
     if value.shape != () or not jnp.issubdtype(value.dtype, jnp.number):
         raise TypeError(
             f"`{name}` must be a scalar where it is traced, got shape {value.shape} and dtype "

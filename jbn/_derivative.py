@@ -29,6 +29,8 @@ from jbn.ops.local_moments import divide
 from jbn.ops.platform import choose
 from jbn.ops.reduction import Reduction, known
 
+_NO_TANGENT: Any = Moments(None, None, None, None)  # type: ignore[arg-type]
+
 # So many samples lose no digits of a sum over d by what rounding the mean leaves out.
 _MANY = 4096
 
@@ -155,7 +157,7 @@ def _moments_tangent(reduction, d, weights, m, t, tweights):
     with d less the remainder. All None where both tangents are.
     """
     if t is None and tweights is None:
-        return Moments(None, None, None, None)
+        return _NO_TANGENT
     first, second, tcount = jnp.zeros_like(m.mean), jnp.zeros_like(m.var), jnp.zeros_like(m.count)
     if t is not None:
         wt = weighted(weights, t.astype(d.dtype))

@@ -72,7 +72,7 @@ def updated(
     valid = jnp.isfinite(mean) & jnp.isfinite(var)
     if n is not None:
         valid = valid & (n > 0)
-    if running_variance == "unbiased":
+    if running_variance == "unbiased" and n is not None:
         var = var * jnp.where(n > 1, n / jnp.where(n > 1, n - 1, 1), 1)
 
     new = dict(batch_stats)

@@ -4,7 +4,7 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
-from jax.typing import ArrayLike
+import numpy as np
 
 from jbn import _across_devices, _dtypes, _masking
 from jbn._typing import Array
@@ -25,10 +25,10 @@ class Moments:
             `(x - mean) - remainder` is exact where `x - mean` has lost three digits.
     """
 
-    mean: ArrayLike
-    var: ArrayLike
-    count: ArrayLike | None = None
-    remainder: ArrayLike | None = None
+    mean: Array | np.ndarray
+    var: Array | np.ndarray
+    count: Array | np.ndarray | None = None
+    remainder: Array | np.ndarray | None = None
 
 
 # Traced once, not in each of the functions and rules that call it.

@@ -153,7 +153,7 @@ class BatchNorm(nnx.Module):
         inference = _checks.flag("use_running_average", given)
         x = jnp.asarray(x)
         variables = {name: getattr(self, name) for name in (*self._params, *self._batch_stats)}
-        arrays = {name: None if v is None else v[...] for name, v in variables.items()}
+        arrays: dict[str, Any] = {n: None if v is None else v[...] for n, v in variables.items()}
         y, updated = self.norm.apply(
             x,
             {name: arrays[name] for name in self._params if arrays[name] is not None},
