@@ -164,7 +164,7 @@ def moments_arrays(moments: Any, shape: tuple[int, ...] | None, required: tuple[
         value = getattr(moments, name)
         if value is None and name in required:
             raise ValueError(f"`moments.{name}` is needed here, got None; take it from jbn.moments")
-        shape = jnp.shape(value) if shape is None else shape
+        shape = jnp.shape(value) if shape is None and value is not None else shape
         arrays[name] = None if value is None else per_channel(f"moments.{name}", value, shape)
     return type(moments)(**arrays)
 
