@@ -93,7 +93,7 @@ def draw(accuracies: dict[str, list[list[float]]], steps: int) -> Figure:
     """The accuracy against the step, of which there are `steps` in an epoch."""
     figure = Figure(figsize=(8, 4.8), dpi=110, layout="constrained")
     axes = figure.subplots(subplot_kw={"xlabel": "step of fine-tuning", "title": "digits 5 to 9"})
-    for (name, values), style in zip(accuracies.items(), ("-", "--", ":"), strict=True):
+    for (name, values), style in zip(accuracies.items(), ("-", "--", ":"), strict=False):
         pictures.curve(axes, steps * np.arange(1, 1 + len(values[0])), values, name, style)
     pictures.accuracy_axis(axes)
     axes.legend()

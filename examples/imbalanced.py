@@ -63,7 +63,8 @@ def loss(
     return side_by_side.cross_entropy(logits, labels, weights), batch_stats
 
 
-def evaluate(states: side_by_side.State, *, digits: data.Digits) -> jax.Array:
+@jax.jit
+def evaluate(states: side_by_side.State, digits: data.Digits) -> jax.Array:
     """The accuracy of each class for each seed, (seeds, classes)."""
 
     def one(state):
@@ -79,9 +80,10 @@ def draw(results: Mapping[tuple[str, str], np.ndarray], sizes: np.ndarray) -> Fi
     """The accuracy of each class, mean and deviation, one side for each loss."""
     figure = Figure(figsize=(11, 4.8), dpi=100, layout="constrained")
     sides = dict(zip(LOSSES, figure.subplots(1, 2, sharey=True), strict=True))
-    for shift, norm in zip((-0.15, 0, 0.15), NORMS, strict=True):
+    for index, norm in enumerate(NORMS):
+        places = 0.15 * (index - 1) + np.arange(CLASSES)
         for name, axes in sides.items():
-            pictures.points(axes, shift + np.arange(CLASSES), results[name, norm], norm)
+            pictures.points(axes, places, results[name, norm], norm)
     for name, axes in sides.items():
         pictures.accuracy_axis(axes, "test accuracy of the digit" if name == LOSSES[0] else "")
         axes.set(title=name, xlabel="digit, and its number of training images")
@@ -117,7 +119,7 @@ def main(argv: Sequence[str] | None = None) -> dict[tuple[str, str], np.ndarray]
                 side_by_side.create(create, optimizer, seeds),
                 (chosen[of_each, order] for order in orders),
                 arrays,
-                jax.jit(functools.partial(evaluate, digits=digits)),
+                functools.partial(evaluate, digits=digits),
                 bar,
             )
             results[name, norm] = record[-1]

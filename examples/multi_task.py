@@ -82,6 +82,7 @@ def loss(params: Any, batch_stats: Any, minibatch: Any, *, way: str) -> tuple[ja
     return jnp.sum(jnp.stack(list(losses))), batch_stats
 
 
+@functools.partial(jax.jit, static_argnames="way")
 def evaluate(states: side_by_side.State, *, digits: data.Digits, way: str) -> jax.Array:
     """Test accuracy of each task for each seed, (seeds, tasks), with the running statistics."""
     images, labels = tasks(digits.test_images, digits.test_labels)
@@ -97,10 +98,10 @@ def draw(results: Mapping[str, np.ndarray]) -> Figure:
     """A group of bars for each task: mean and deviation after the last epoch."""
     figure = Figure(figsize=(8, 4.4), dpi=110, layout="constrained")
     axes = figure.subplots()
-    for shift, (way, accuracies) in zip((-0.25, 0, 0.25), results.items(), strict=True):
-        last = accuracies[-1]
+    for index, (way, accuracies) in enumerate(results.items()):
+        places, last = 0.25 * (index - 1) + np.arange(len(TASKS)), accuracies[-1]
         deviation = last.std(0, ddof=1) if len(last) > 1 else None
-        bars = axes.bar(shift + np.arange(2), last.mean(0), 0.23, yerr=deviation, capsize=4, label=way)
+        bars = axes.bar(places, last.mean(0), 0.23, yerr=deviation, capsize=4, label=way)
         axes.bar_label(bars, [f"{mean:.1%}" for mean in last.mean(0)], padding=2)
     pictures.accuracy_axis(axes)
     axes.set_xticks(range(len(TASKS)), list(TASKS))
@@ -125,7 +126,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, np.ndarray]:
                 side_by_side.create(create, optimizer, seeds),
                 side_by_side.orders(len(images), args.batch_size, args.epochs, seeds),
                 (images, labels),
-                jax.jit(functools.partial(evaluate, digits=digits, way=way)),
+                functools.partial(evaluate, digits=digits, way=way),
                 bar,
             )
     rows = {way: [report.spread(a) for a in values[-1].T] for way, values in results.items()}

@@ -45,7 +45,7 @@ def draw(results: dict[str, list[list[runs.Run]]]) -> Figure:
     figure = Figure(figsize=(11, 4.2), dpi=110, layout="constrained")
     left, right = figure.subplots(1, 2)
     places = range(len(DARK_LEVELS))
-    for (name, levels), style in zip(results.items(), (":o", "--s", "-^"), strict=True):
+    for (name, levels), style in zip(results.items(), (":o", "--s", "-^"), strict=False):
         for axes, values in ((left, "test_accuracy"), (right, "train_loss")):
             last = [[getattr(run, values)[-1] for run in each] for each in levels]
             pictures.curve(axes, places, list(zip(*last, strict=True)), name, style)
