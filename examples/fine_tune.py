@@ -2,8 +2,8 @@
 
     python examples/fine_tune.py
 
-The network of digits_cnn.py learns the digits 0 to 4, gets a new last layer, and is fine-tuned by Adam
-on 10 images of each of 5 to 9, in three ways:
+A small CNN learns the digits 0 to 4, gets a new last layer, and is fine-tuned by Adam on 10 images of
+each of 5 to 9, in three ways:
 
     batch statistics          as in the first training
     running statistics        those of 0 to 4, which stay as they are, in each step too
@@ -12,6 +12,18 @@ on 10 images of each of 5 to 9, in three ways:
 Each seed has its own initial weights, 50 images and order of them. Prints the accuracy on the test
 images of 5 to 9 after fine-tuning and its difference from the first way's, with their spread; draws it.
 """
+# ruff: noqa: E402
+
+from shared import flags
+
+parser = flags.parser(
+    "Fine-tuning on 10 images of each of 5 digits, with batch norm frozen or not.",
+    epochs=40,
+    batch_size=10,
+    seeds=10,
+)
+if __name__ == "__main__":
+    parser.parse_args()  # before the imports that take seconds, so that --help does not
 
 import functools
 from collections.abc import Sequence
@@ -23,15 +35,13 @@ import optax
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
-import data
-import report
-import trials
-from digits_cnn import CNN
-from linen_training import Optimizer, State, predict, train, train_step
+import jbn
+from models.cnn import CNN
+from shared import data, pictures, report, runs, training
 
 SAMPLES = 10
 FIRST_EPOCHS, FIRST_BATCH = 5, 32
-MODEL = CNN(batch_norm=True)
+NETWORK = training.Linen(CNN(functools.partial(jbn.linen.BatchNorm, momentum=0.9)))
 
 
 def frozen_affine(learning_rate: Any) -> optax.GradientTransformation:
@@ -48,7 +58,7 @@ class Way(NamedTuple):
     """Whether a step uses the batch's statistics, and what it changes the parameters by."""
 
     train: bool
-    optimizer: Optimizer
+    optimizer: training.Optimizer
 
 
 WAYS = {
@@ -72,55 +82,58 @@ def few(digits: data.Digits, seed: int) -> data.Digits:
     return digits._replace(train_images=digits.train_images[chosen], train_labels=labels[chosen])
 
 
-def start(trained: State, seed: int, images: np.ndarray, way: Way) -> State:
+def start(trained: training.State, seed: int, images: Any, way: Way) -> training.State:
     """The trained network with a new last layer, and a new optimizer."""
-    key = jax.random.fold_in(jax.random.key(seed), 1)
-    fresh = MODEL.init(key, images[:1], train=False)["params"]
+    fresh, _ = NETWORK.init(jax.random.fold_in(jax.random.key(seed), 1), images[:1])
     params = {**trained.params, "Dense_0": fresh["Dense_0"]}
-    return State(params, trained.batch_stats, way.optimizer(0.0).init(params))
+    return training.State(params, trained.batch_stats, way.optimizer(0.0).init(params))
+
+
+def draw(accuracies: dict[str, list[list[float]]], steps: int) -> Figure:
+    """The accuracy against the step, of which there are `steps` in an epoch."""
+    figure = Figure(figsize=(8, 4.8), dpi=110, layout="constrained")
+    axes = figure.subplots(subplot_kw={"xlabel": "step of fine-tuning", "title": "digits 5 to 9"})
+    for (name, values), style in zip(accuracies.items(), ("-", "--", ":"), strict=False):
+        pictures.curve(axes, steps * np.arange(1, 1 + len(values[0])), values, name, style)
+    pictures.accuracy_axis(axes)
+    axes.legend()
+    return figure
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, list[list[float]]]:
     """Trains and fine-tunes; returns the accuracies of each way, (seeds, epochs)."""
-    parser = report.flags(
-        "Fine-tuning on 10 images of each of 5 digits, with batch norm frozen or not.",
-        batch_size=10,
-        of_rate="Adam's",
-        epochs=40,
-        of_epochs="passes over the few images",
-        seeds=10,
-    )
-    args, digits = report.parse(parser, argv)
-    images, rate = 5 * SAMPLES, args.learning_rate
-    if args.batch_size > images:
-        limit = f"must be at most {images}, the number of images here, got {args.batch_size}"
-        parser.error(f"argument --batch-size: {limit}")
+    args, digits = data.start(parser, argv)
     known, new = only(digits, range(5)), only(digits, range(5, 10))
-    logits = functools.partial(predict, model=MODEL)
-    fine_tune_step = functools.partial(train_step, model=MODEL, learning_rate=rate)
+    predict = functools.partial(training.predict, network=NETWORK)
+    options = {"network": NETWORK, "learning_rate": args.learning_rate}
     before, accuracies = [], {name: [] for name in WAYS}
     with tqdm(total=args.seeds * (FIRST_EPOCHS + len(WAYS) * args.epochs), unit="epoch") as bar:
-        for seed in trials.seeds(args):
-            first = {"epochs": FIRST_EPOCHS, "batch_size": FIRST_BATCH}
-            trained, run = train(MODEL, "0 to 4", rate, seed, known, args, bar, **first)
+        for seed in flags.seeds(args):
+            bar.set_description(f"seed {seed}")
+            trained, run = training.train(
+                NETWORK,
+                known,
+                args,
+                bar,
+                seed=seed,
+                learning_rate=args.learning_rate,
+                epochs=FIRST_EPOCHS,
+                batch_size=FIRST_BATCH,
+            )
             before.append(run.test_accuracy[-1])
             samples = few(new, seed)
             for name, way in WAYS.items():
                 state = start(trained, seed, samples.train_images, way)
-                step = functools.partial(fine_tune_step, **way._asdict())
-                _, run = report.record(name, rate, state, step, logits, samples, args, bar, seed=seed)
+                step = functools.partial(training.train_step, **way._asdict(), **options)
+                _, run = runs.record(state, step, predict, samples, args, bar, seed=seed)
                 accuracies[name].append(run.test_accuracy)
-    print(f"0 to 4, before fine-tuning: {trials.spread(before)}")
+    print(f"0 to 4, before fine-tuning: {report.spread(before)}")
     last = {name: np.array(values)[:, -1] for name, values in accuracies.items()}
-    rows = {n: [trials.spread(v), trials.spread(v - last["batch statistics"])] for n, v in last.items()}
-    print(trials.table("fine-tuned with", ["5 to 9, after it", "less the first, seed by seed"], rows))
-    figure = Figure(figsize=(8, 4.8), dpi=110, layout="constrained")
-    axes = figure.subplots(subplot_kw={"xlabel": "step of fine-tuning", "title": "digits 5 to 9"})
-    steps = images // args.batch_size * np.arange(1, args.epochs + 1)
-    for (name, values), style in zip(accuracies.items(), ("-", "--", ":"), strict=True):
-        trials.curve(axes, steps, values, name, style)
-    trials.accuracy_axis(axes)
-    trials.save(figure, args.out / "fine_tune.png")
+    first = last["batch statistics"]
+    rows = {name: [report.spread(v), report.spread(v - first)] for name, v in last.items()}
+    print(report.table("fine-tuned with", ["5 to 9, after it", "less the first, by seed"], rows))
+    steps = 5 * SAMPLES // args.batch_size
+    pictures.save(draw(accuracies, steps), args.out / "fine_tune.png")
     return accuracies
 
 

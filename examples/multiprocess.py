@@ -21,39 +21,52 @@ zero of its ReLU. The network and its step are those of `sync_batch_norm.py`, wi
 under `jax.jit` a minibatch is one array wherever its parts lie, and its statistics are of all of it.
 """
 
+# ruff: noqa: E402
+
+from shared import flags
+
+parser = flags.parser(
+    "Training by several processes, each with its part of every minibatch.",
+    of_batch="images in a minibatch, a multiple of the number of devices",
+    learning_rate=0.01,
+    of_rate="of SGD with momentum 0.9",
+)
+parser.add_argument("--coordinator", metavar="HOST:PORT", help="address of process 0")
+parser.add_argument("--processes", type=flags.whole(1), help="number of processes")
+parser.add_argument("--process-id", type=flags.whole(0), help="which of them this is, from 0")
+parser.add_argument(
+    "--timeout",
+    type=flags.whole(1),
+    default=60,
+    help="seconds without a word from the other processes before this one ends too, at first and later "
+    "(default: %(default)s)",
+)
+if __name__ == "__main__":
+    parser.parse_args()  # before the imports that take seconds, so that --help does not
+
 import argparse
 import functools
 import json
 import socket
 from collections.abc import Sequence
-from typing import Any
 
 import jax
 import numpy as np
+import optax
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 from tqdm import tqdm
 
-import report
-import sync_batch_norm as network
+import jbn
+from models.linen_mlp import MLP
+from shared import data, runs, training
+
+sgd = functools.partial(optax.sgd, momentum=0.9)
+network = training.Linen(MLP(functools.partial(jbn.linen.BatchNorm, momentum=0.9)))
 
 
-def add_flags(parser: argparse.ArgumentParser) -> None:
-    """The flags that take the place of a cluster's environment."""
-    parser.add_argument("--coordinator", metavar="HOST:PORT", help="address of process 0")
-    parser.add_argument("--processes", type=report.whole(1), help="number of processes")
-    parser.add_argument("--process-id", type=report.whole(0), help="which of them this is, from 0")
-    parser.add_argument(
-        "--timeout",
-        type=report.whole(1),
-        default=60,
-        help="seconds without a word from the other processes before this one ends too, at first "
-        "and later (default: %(default)s)",
-    )
-
-
-def check_flags(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
-    """Leaves with one line where the flags of `add_flags` do not fit together."""
+def check_flags(args: argparse.Namespace) -> None:
+    """Leaves with one line where the flags that take the place of a cluster do not fit together."""
     given = [flag is not None for flag in (args.coordinator, args.processes, args.process_id)]
     if any(given) and not all(given):
         parser.error("--coordinator, --processes and --process-id: must be given together")
@@ -101,48 +114,38 @@ def connect(args: argparse.Namespace) -> None:
             raise
 
 
-def train(args: argparse.Namespace, digits: Any) -> tuple[network.State, report.Run]:
+def train(args: argparse.Namespace, digits: data.Digits) -> tuple[training.State, runs.Run]:
     """Trains on the minibatches of which each process holds a part; the state is on all of them."""
     index, processes = jax.process_index(), jax.process_count()
     mesh = jax.make_mesh((jax.device_count(),), ("batch",), axis_types=(AxisType.Auto,))
     whole, rows = NamedSharding(mesh, P()), NamedSharding(mesh, P("batch"))
-    state = network.create_state(digits.train_images, args.seed)
+    state = training.create_state(network, digits.train_images, args.seed, sgd)
     state = jax.tree.map(lambda v: jax.make_array_from_process_local_data(whole, np.asarray(v)), state)
-    compiled = jax.jit(
-        functools.partial(network.train_step, model=network.MLP(), learning_rate=args.learning_rate),
-        out_shardings=whole,
-    )
-    if jax.default_backend() == "cpu":
-        compiled = network.one_at_a_time(compiled)
+    options = {"network": network, "learning_rate": args.learning_rate, "optimizer": sgd}
+    compiled = jax.jit(functools.partial(training.train_step, **options), out_shardings=whole)
 
     def step(state, *minibatch):
         # Every process has all digits here; with more data it would read no more than its part.
         parts = (np.split(array, processes)[index] for array in minibatch)
-        return compiled(state, *(jax.make_array_from_process_local_data(rows, p) for p in parts))
+        arrays = (jax.make_array_from_process_local_data(rows, part) for part in parts)
+        # On a CPU, with more devices than cores, steps in flight can block one another.
+        return jax.block_until_ready(compiled(state, *arrays))
 
     def predict(state, images):
         # All of it is here: no other process is needed.
-        return network.predict(jax.device_get(state), images)
+        return training.predict(jax.device_get(state), images, network=network)
 
-    name = f"process {index} of {processes}"
     with tqdm(total=args.epochs, unit="epoch", disable=index > 0) as bar:
-        state, run = report.record(name, args.learning_rate, state, step, predict, digits, args, bar)
+        state, run = runs.record(state, step, predict, digits, args, bar, seed=args.seed)
     return jax.device_get(state), run
 
 
-def main(argv: Sequence[str] | None = None) -> report.Run:
+def main(argv: Sequence[str] | None = None) -> runs.Run:
     """Trains, prints what the processes must agree on, and writes it from process 0."""
-    parser = report.flags(
-        "Training by several processes, each with its part of every minibatch.",
-        of_batch="images in a minibatch, a multiple of the number of devices",
-        learning_rate=0.01,
-        of_rate="of SGD with momentum 0.9",
-    )
-    add_flags(parser)
-    args, digits = report.parse(parser, argv)
-    check_flags(parser, args)
+    args, digits = data.start(parser, argv)
+    check_flags(args)
     connect(args)
-    devices = jax.device_count()
+    devices, index, processes = jax.device_count(), jax.process_index(), jax.process_count()
     if args.batch_size % devices:
         parser.error(
             f"argument --batch-size: must be a multiple of {devices}, the number of devices, "
@@ -154,11 +157,12 @@ def main(argv: Sequence[str] | None = None) -> report.Run:
         for layer, stats in state.batch_stats.items()
         for name, value in stats.items()
     )
-    print(f"{run.name}: loss {run.train_loss[-1]:.6f}, test accuracy {run.test_accuracy[-1]:.1%}")
-    print(f"{run.name}: running statistics on average: {digest}")
-    if jax.process_index() == 0:
+    name = f"process {index} of {processes}"
+    print(f"{name}: loss {run.train_loss[-1]:.6f}, test accuracy {run.test_accuracy[-1]:.1%}")
+    print(f"{name}: running statistics on average: {digest}")
+    if index == 0:
         results = {
-            "processes": jax.process_count(),
+            "processes": processes,
             "devices": devices,
             "losses": run.train_loss,
             "accuracy": run.test_accuracy[-1],

@@ -1,69 +1,86 @@
-"""Batch norm as the first layer: pixels from 0 to 255, as they come, instead of standardized ones.
+"""Why jbn: one network with Flax's batch norm and with jbn's, on pixels as a sensor gives them.
 
     python examples/raw_pixels.py
 
-The networks of `digits_cnn.py`, with and without batch norm after the convolutions, on pixels that are
-standardized with the mean and deviation of the training images; on raw ones, which batch norm as the
-first layer normalizes; and on raw ones with nothing in between. Prints the test accuracy after the
-first and the last epoch, mean and standard deviation over the seeds, and draws the curves.
+Batch norm as the first layer takes the place of a preprocessing by hand, whatever scale the inputs come
+in. Here they are the grey levels of the digits, 0 to 16, above a dark level, as of a camera that nobody
+calibrated. float32 holds these numbers exactly; what is lost is lost in the layer. Prints the test
+accuracy at each dark level, and draws it beside the training loss.
 """
+# ruff: noqa: E402
 
-import itertools
+from shared import flags
+
+parser = flags.parser("Flax's batch norm and jbn's on inputs far from zero.", epochs=5, seeds=3)
+if __name__ == "__main__":
+    parser.parse_args()  # before the imports that take seconds, so that --help does not
+
+import functools
 from collections.abc import Sequence
 
+import flax.linen
+from matplotlib.figure import Figure
 from tqdm import tqdm
 
-import data
-import learning_curves
-import report
-import trials
-from digits_cnn import CNN
-from linen_training import train
+import jbn
+from models.cnn import CNN
+from shared import data, pictures, report, runs, training
+
+DARK_LEVELS = (0, 1_000, 10_000, 30_000, 100_000, 1_000_000)
+LAYERS = {
+    "flax, default": flax.linen.BatchNorm,
+    "flax, use_fast_variance=False": functools.partial(flax.linen.BatchNorm, use_fast_variance=False),
+    "jbn": jbn.linen.BatchNorm,
+}
 
 
-def standardized(digits: data.Digits) -> data.Digits:
-    """Pixels of mean 0 and deviation 1 over the training images."""
-    mean, deviation = digits.train_images.mean(), digits.train_images.std()
-    return digits._replace(
-        train_images=(digits.train_images - mean) / deviation,
-        test_images=(digits.test_images - mean) / deviation,
-    )
+def above(digits: data.Digits, level: float) -> data.Digits:
+    """The digits with grey levels from 0 to 16 above a dark level."""
+    train_images, test_images = (level + 16 * v for v in (digits.train_images, digits.test_images))
+    return digits._replace(train_images=train_images, test_images=test_images)
 
 
-def raw(digits: data.Digits) -> data.Digits:
-    """Pixels from 0 to 255."""
-    return digits._replace(train_images=255 * digits.train_images, test_images=255 * digits.test_images)
+def draw(results: dict[str, list[list[runs.Run]]]) -> Figure:
+    """Test accuracy and training loss after the last epoch: each seed, and a line for the mean."""
+    figure = Figure(figsize=(11, 4.2), dpi=110, layout="constrained")
+    left, right = figure.subplots(1, 2)
+    places = range(len(DARK_LEVELS))
+    for (name, levels), style in zip(results.items(), (":o", "--s", "-^"), strict=False):
+        for axes, values in ((left, "test_accuracy"), (right, "train_loss")):
+            last = [[getattr(run, values)[-1] for run in each] for each in levels]
+            pictures.curve(axes, places, list(zip(*last, strict=True)), name, style)
+    for axes in (left, right):
+        axes.set_xlabel("dark level")
+        axes.set_xticks(places, [f"{level:,}" for level in DARK_LEVELS])
+        axes.grid(alpha=0.3)
+    pictures.accuracy_axis(left)
+    right.set(ylabel="training loss (cross entropy)", yscale="log")
+    left.legend()
+    return figure
 
 
-def main(argv: Sequence[str] | None = None) -> dict[str, list[report.Run]]:
-    """Trains each network on each input; returns the runs of all seeds by name."""
-    parser = report.flags(
-        "A small CNN on raw pixels, with batch norm first.", of_rate="Adam's", seeds=5
-    )
-    args, digits = report.parse(parser, argv)
-    inputs = {
-        "standardized": (False, standardized(digits)),
-        "raw, batch norm first": (True, raw(digits)),
-        "raw": (False, raw(digits)),
-    }
-    networks = {"batch norm inside": True, "none inside": False}
-    runs = {}
-    with tqdm(total=len(inputs) * len(networks) * args.seeds * args.epochs, unit="epoch") as bar:
-        for (network, inside), (pixels, (first, images)) in itertools.product(
-            networks.items(), inputs.items()
-        ):
-            name, model = f"{pixels}; {network}", CNN(inside, input_norm=first)
-            runs[name] = [
-                train(model, name, args.learning_rate, seed, images, args, bar)[1]
-                for seed in trials.seeds(args)
+def main(argv: Sequence[str] | None = None) -> dict[str, list[list[runs.Run]]]:
+    """Trains with each layer at each dark level; returns the runs of the seeds, by layer and level."""
+    args, digits = data.start(parser, argv)
+    inputs, seeds = [above(digits, level) for level in DARK_LEVELS], flags.seeds(args)
+    results = {}
+    with tqdm(total=len(LAYERS) * len(inputs) * len(seeds) * args.epochs, unit="epoch") as bar:
+        for name, layer in LAYERS.items():
+            bar.set_description(name)
+            first = functools.partial(layer, momentum=0.9)
+            network = training.Linen(CNN(None, input_norm=first, features=(16, 32), strides=(1, 2)))
+            options = {"args": args, "bar": bar, "learning_rate": args.learning_rate}
+            results[name] = [
+                [training.train(network, pixels, seed=seed, **options)[1] for seed in seeds]
+                for pixels in inputs
             ]
     rows = {
-        name: [trials.spread([run.test_accuracy[epoch] for run in each]) for epoch in (0, -1)]
-        for name, each in runs.items()
+        f"{level:,}": [report.last_accuracy(levels[index]) for levels in results.values()]
+        for index, level in enumerate(DARK_LEVELS)
     }
-    print(trials.table("pixels; network", ("after epoch 1", f"after epoch {args.epochs}"), rows))
-    learning_curves.draw(list(itertools.chain(*runs.values())), args.out / "raw_pixels.png")
-    return runs
+    print(report.table("dark level", list(LAYERS), rows))
+    pictures.save(draw(results), args.out / "raw_pixels.png")
+    return results
 
 
 if __name__ == "__main__":

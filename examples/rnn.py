@@ -8,6 +8,18 @@ projections alone, with statistics over the sequences and their steps together. 
 `mask` leaves it out of the statistics; a third network counts it in, to show what that does. Prints a
 table with the spread over the seeds and draws the learning curves.
 """
+# ruff: noqa: E402
+
+from shared import flags
+
+parser = flags.parser(
+    "An LSTM over rows, with and without batch norm, at two learning rates.",
+    epochs=20,
+    of_rate="Adam's; every run is repeated at ten times this rate",
+    seeds=3,
+)
+if __name__ == "__main__":
+    parser.parse_args()  # before the imports that take seconds, so that --help does not
 
 import itertools
 from collections.abc import Sequence
@@ -19,10 +31,7 @@ from flax import linen as nn
 from tqdm import tqdm
 
 import jbn
-import learning_curves
-import linen_training
-import report
-import trials
+from shared import data, pictures, report, training
 
 HIDDEN = 64
 LAYERS = 2
@@ -94,26 +103,24 @@ class Classifier(nn.Module):
         return nn.Dense(10)(x[:, -1])
 
 
-def main(argv: Sequence[str] | None = None) -> list[report.Run]:
-    """Trains every network with every seed; returns the runs in the order of the table."""
-    parser = report.flags(
-        "An LSTM over rows, with and without batch norm, at two learning rates.", epochs=20, seeds=3
-    )
-    args, digits = report.parse(parser, argv)
+def main(argv: Sequence[str] | None = None) -> report.Runs:
+    """Trains every network with every seed; returns the runs of the seeds."""
+    args, digits = data.start(parser, argv)
     # As with the split, the lengths are part of the data: the same with every seed.
     digits = digits._replace(
         train_images=shortened(digits.train_images, 0), test_images=shortened(digits.test_images, 1)
     )
-    rates = (args.learning_rate, 10 * args.learning_rate)
-    settings = list(itertools.product(rates, NORMS, trials.seeds(args)))
-    runs = []
-    with tqdm(total=len(settings) * args.epochs, unit="epoch") as bar:
-        for rate, norm, seed in settings:
-            _, run = linen_training.train(Classifier(norm), norm, rate, seed, digits, args, bar)
-            runs.append(run)
-    print(learning_curves.table(runs))
-    learning_curves.draw(runs, args.out / "rnn.png")
-    return runs
+    rates, seeds = (args.learning_rate, 10 * args.learning_rate), flags.seeds(args)
+    results = {}
+    with tqdm(total=len(NORMS) * len(rates) * len(seeds) * args.epochs, unit="epoch") as bar:
+        for norm, rate in itertools.product(NORMS, rates):
+            key, network = (norm, f"learning rate {rate:g}"), training.Linen(Classifier(norm))
+            bar.set_description(report.label(key))
+            options = {"args": args, "bar": bar, "learning_rate": rate}
+            results[key] = [training.train(network, digits, seed=seed, **options)[1] for seed in seeds]
+    print(report.table_of_runs(results))
+    pictures.save(pictures.learning_curves(results), args.out / "rnn.png")
+    return results
 
 
 if __name__ == "__main__":

@@ -11,106 +11,120 @@ image: 2 images of 8x8 pixels are 128 values.
 
 Prints the test accuracy for each norm and batch size, with its spread over the seeds, and draws it.
 """
+# ruff: noqa: E402
 
-import argparse
+from shared import flags
+
+parser = flags.parser(
+    "Test accuracy against batch size, with batch norm, other norms and none.",
+    epochs=5,
+    of_batch="the batch size that --learning-rate is for",
+    learning_rate=0.05,
+    of_rate="SGD's at --batch-size; at the others in proportion",
+    seeds=3,
+)
+if __name__ == "__main__":
+    parser.parse_args()  # before the imports that take seconds, so that --help does not
+
 import functools
 import itertools
 from collections.abc import Callable, Sequence
 
-import jax
 import numpy as np
 import optax
 from flax import linen as nn
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
-import data
 import jbn
-import report
-import trials
-from linen_training import create_state, predict, train_step
+from models.cnn import CNN
+from shared import data, pictures, report, training
 
 BATCH_SIZES = (2, 4, 8, 32, 128)
 EPSILON = 1e-5
-NORMS: dict[str, Callable[..., nn.Module] | None] = {
-    "batch norm": functools.partial(jbn.linen.BatchNorm, epsilon=EPSILON),
-    # Groups of 4 channels.
-    "group norm": functools.partial(nn.GroupNorm, num_groups=None, group_size=4, epsilon=EPSILON),
-    # Over positions and channels, as in Wu and He; Flax's default is each position for itself.
-    "layer norm": functools.partial(nn.LayerNorm, reduction_axes=(-3, -2, -1), epsilon=EPSILON),
-    "instance norm": functools.partial(nn.InstanceNorm, epsilon=EPSILON),
-    "no norm": None,
-}
 sgd = functools.partial(optax.sgd, momentum=0.9)
 
 
-class CNN(nn.Module):
-    """The network; the same initial kernels with every norm."""
-
-    norm: str
-    momentum: float = 0.9
-
-    @nn.compact
-    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
-        """Images (N, H, W, 1) to logits (N, 10); `train` matters to batch norm alone."""
-        norm = NORMS[self.norm]
-        running = {"use_running_average": not train, "momentum": self.momentum}
-        for features, stride in ((16, 1), (32, 2)):
-            x = nn.Conv(features, (3, 3), strides=stride, use_bias=norm is None)(x)
-            if norm is not None:
-                x = norm(**running if self.norm == "batch norm" else {})(x)
-            x = nn.relu(x)
-        return nn.Dense(10)(x.reshape(len(x), -1))
+def batch_norm(use_running_average: bool, momentum: float) -> nn.Module:
+    """The one that looks at the batch."""
+    return jbn.linen.BatchNorm(use_running_average, momentum=momentum, epsilon=EPSILON)
 
 
-def train(
-    norm: str, batch_size: int, seed: int, digits: data.Digits, args: argparse.Namespace, bar: tqdm
-) -> report.Run:
-    """One training; the learning rate, and batch norm's momentum, depend on the batch size."""
-    scale = batch_size / args.batch_size
-    model, rate = CNN(norm, momentum=0.9**scale), scale * args.learning_rate
-    state = create_state(model, digits.train_images, seed, sgd)
-    step = functools.partial(train_step, model=model, learning_rate=rate, optimizer=sgd)
-    # The momentum has no part in it: one compiled function for all batch sizes.
-    logits = functools.partial(predict, model=CNN(norm))
-    name, own = f"{norm}, batches of {batch_size}", {"batch_size": batch_size, "seed": seed}
-    return report.record(name, rate, state, step, logits, digits, args, bar, **own)[1]
+def group_norm(use_running_average: bool, momentum: float) -> nn.Module:
+    """Over groups of 4 channels."""
+    return nn.GroupNorm(num_groups=None, group_size=4, epsilon=EPSILON)
+
+
+def layer_norm(use_running_average: bool, momentum: float) -> nn.Module:
+    """Over positions and channels, as in Wu and He; Flax's default is each position for itself."""
+    return nn.LayerNorm(reduction_axes=(-3, -2, -1), epsilon=EPSILON)
+
+
+def instance_norm(use_running_average: bool, momentum: float) -> nn.Module:
+    """Over positions."""
+    return nn.InstanceNorm(epsilon=EPSILON)
+
+
+NORMS: dict[str, Callable[..., nn.Module] | None] = {
+    "batch norm": batch_norm,
+    "group norm": group_norm,
+    "layer norm": layer_norm,
+    "instance norm": instance_norm,
+    "no norm": None,
+}
+
+
+def network(norm: str, scale: float) -> training.Linen:
+    """The network, for batches `scale` times the size of `--batch-size`."""
+    factory = NORMS[norm]
+    if factory is not None:
+        factory = functools.partial(factory, momentum=0.9**scale)
+    return training.Linen(CNN(factory, features=(16, 32), strides=(1, 2)))
+
+
+def draw(accuracies: dict[str, dict[int, list[float]]]) -> Figure:
+    """Mean and deviation against the batch size."""
+    figure = Figure(figsize=(8, 4.8), dpi=110, layout="constrained")
+    axes = figure.subplots(subplot_kw={"xlabel": "batch size (images)"})
+    axes.set_xscale("log", base=2)
+    for index, (norm, of_size) in enumerate(accuracies.items()):
+        # Side by side, so that the bars do not cover one another.
+        sizes = np.array(list(of_size)) * 1.04 ** (index - 2)
+        pictures.points(axes, sizes, np.transpose(list(of_size.values())), norm)
+    axes.set_xticks(BATCH_SIZES, map(str, BATCH_SIZES))
+    pictures.accuracy_axis(axes)
+    axes.legend()
+    return figure
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, dict[int, list[float]]]:
     """Trains with each norm and batch size; returns the accuracy of each seed, by norm and size."""
-    parser = report.flags(
-        "Test accuracy against batch size, with batch norm, other norms and none.",
-        of_batch="the batch size that --learning-rate is for",
-        learning_rate=0.05,
-        of_rate="SGD's at --batch-size; at the others in proportion",
-        epochs=5,
-        seeds=3,
-    )
-    args, digits = report.parse(parser, argv)
+    args, digits = data.start(parser, argv)
     # All sizes see the same number of images: no remainder is dropped.
     images = len(digits.train_images) // max(BATCH_SIZES) * max(BATCH_SIZES)
     digits = digits._replace(
         train_images=digits.train_images[:images], train_labels=digits.train_labels[:images]
     )
-    accuracies = {norm: {size: [] for size in BATCH_SIZES} for norm in NORMS}
-    with tqdm(total=len(NORMS) * len(BATCH_SIZES) * args.seeds * args.epochs, unit="epoch") as bar:
-        for norm, size, seed in itertools.product(NORMS, BATCH_SIZES, trials.seeds(args)):
-            run = train(norm, size, seed, digits, args, bar)
-            accuracies[norm][size].append(run.test_accuracy[-1])
-    rows = {norm: [trials.spread(v) for v in of.values()] for norm, of in accuracies.items()}
-    print(trials.table("", [f"batches of {size}" for size in BATCH_SIZES], rows))
-    figure = Figure(figsize=(8, 4.8), dpi=110, layout="constrained")
-    axes = figure.subplots()
-    for index, (norm, of_size) in enumerate(accuracies.items()):
-        # Side by side, so that the bars do not cover one another.
-        sizes = np.array(BATCH_SIZES) * 1.04 ** (index - 2)
-        trials.points(axes, sizes, np.transpose(list(of_size.values())), norm)
-    axes.set_xscale("log", base=2)
-    axes.set_xticks(BATCH_SIZES, map(str, BATCH_SIZES))
-    axes.set_xlabel("batch size (images)")
-    trials.accuracy_axis(axes)
-    trials.save(figure, args.out / "small_batches.png")
+    seeds = flags.seeds(args)
+    accuracies: dict[str, dict[int, list[float]]] = {norm: {} for norm in NORMS}
+    with tqdm(total=len(NORMS) * len(BATCH_SIZES) * len(seeds) * args.epochs, unit="epoch") as bar:
+        for norm, size in itertools.product(NORMS, BATCH_SIZES):
+            bar.set_description(f"{norm}, batches of {size}")
+            scale = size / args.batch_size
+            train = functools.partial(
+                training.train,
+                network(norm, scale),
+                digits,
+                args,
+                bar,
+                learning_rate=scale * args.learning_rate,
+                optimizer=sgd,
+                batch_size=size,
+            )
+            accuracies[norm][size] = [train(seed=seed)[1].test_accuracy[-1] for seed in seeds]
+    rows = {norm: [report.spread(v) for v in of_size.values()] for norm, of_size in accuracies.items()}
+    print(report.table("", [f"batches of {size}" for size in BATCH_SIZES], rows))
+    pictures.save(draw(accuracies), args.out / "small_batches.png")
     return accuracies
 
 

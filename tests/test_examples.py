@@ -1,158 +1,146 @@
-"""The first example runs and says what it did; all of them answer a wrong flag with one line."""
+"""Every program runs, reports what it returns and answers --help at once; three stand alone."""
 
-from pathlib import Path
+import ast
+import functools
+import re
+import subprocess
+import sys
 
 import jax
 import numpy as np
 import pytest
 
-from gallery import ROOT, example, quick_compilation, run, write_mnist  # noqa: F401
+from gallery import PROGRAMS, ROOT, example, few_digits, quick_compilation  # noqa: F401
 
-SEVERAL_SEEDS = (
-    "covariate_shift",
-    "fine_tune",
-    "functional_mlp",
-    "imbalanced",
-    "multi_task",
-    "raw_pixels",
-    "resnet",
-    "rnn",
-    "small_batches",
-)
-NAMES = ("digits_cnn", "multiprocess", "sync_batch_norm", *SEVERAL_SEEDS)
-COMMON = ("--epochs", "--batch-size", "--learning-rate", "--seed", "--data-dir", "--out")
+SELF_CONTAINED = ("digits_cnn", "digits_functional", "digits_nnx")
+# What makes a run small: the images of a batch, the constants, and of those with names, which remain.
+RUNS = {
+    "raw_pixels": (128, {"DARK_LEVELS": (0, 1_000_000)}, {"LAYERS": ("flax, default", "jbn")}),
+    "small_batches": (128, {"BATCH_SIZES": (128,)}, {"NORMS": ("batch norm", "layer norm")}),
+    "fine_tune": (50, {"FIRST_BATCH": 50}, {"WAYS": ("batch statistics", "all of batch norm frozen")}),
+    "covariate_shift": (128, {"RATES": (0.1,), "HIDDEN": (8, 8)}, {}),
+    "imbalanced": (32, {"HIDDEN": 8, "NORMS": ("weighted",)}, {}),
+    "multi_task": (128, {"HIDDEN": 8, "WAYS": ("per task",)}, {}),
+    "rnn": (128, {"HIDDEN": 4, "LAYERS": 1, "NORMS": ("batch norm",)}, {}),
+    "resnet": (128, {"SIZE": 16}, {}),
+    "sync_batch_norm": (64, {"DEVICES": 2}, {}),
+}
 
 
-@pytest.mark.usefixtures("standard_promotion")
+@pytest.fixture
+def program(request, monkeypatch):
+    """A program, made small."""
+    module = example(request.param)
+    _, constants, kept = RUNS[request.param]
+    kept = {name: {key: getattr(module, name)[key] for key in keys} for name, keys in kept.items()}
+    for name, value in {**constants, **kept}.items():
+        monkeypatch.setattr(module, name, value)
+    return module
+
+
+@pytest.fixture
+def shallow(monkeypatch):
+    """Makes one block of the ResNets, and one network of them."""
+    for name, network in (("models.resnet", "resnet18"), ("models.resnet_nnx", "ResNet")):
+        original = functools.partial(getattr(example(name), network), stage_sizes=(1,))
+        monkeypatch.setattr(example(name), network, original)
+    resnet = example("resnet")
+    networks = resnet.networks
+    monkeypatch.setattr(resnet, "networks", lambda *flags: dict([networks(*flags).popitem()]))
+
+
+def test_every_program_is_run_by_a_test():
+    assert set(PROGRAMS) == {*RUNS, *SELF_CONTAINED, "multiprocess"}
+
+
+@pytest.mark.usefixtures("standard_promotion", "few_digits", "shallow")
 class TestRuns:
-    def test_returns_and_reports_every_run(self, tmp_path, monkeypatch, capsys):
-        data = example("data")
-        few = data.Digits(*(part[:256] for part in data.load()))
-        monkeypatch.setattr(data, "load", lambda _: few)
-        runs = run("digits_cnn", tmp_path / "new" / "out", "--epochs", "2", "--batch-size", "64")
-        printed = capsys.readouterr()
-        assert len(runs) == 4
-        lines = printed.out.splitlines()
-        for one, line in zip(runs, lines[1:], strict=False):
-            assert len(one.test_accuracy) == len(one.train_loss) == len(one.seconds) == 2
-            assert np.isfinite(one.train_loss).all()
-            assert one.train_loss[1] < one.train_loss[0]
-            assert line.startswith(one.name)
-            assert f"{one.learning_rate:g}" in line and f"{one.test_accuracy[-1]:.1%}" in line
-        assert "8/8" in printed.err
-        accuracy = f"{runs[0].test_accuracy[-1]:.2%}"
-        assert lines[-1].endswith(f"test accuracy {accuracy} saved, {accuracy} reloaded")
+    @pytest.mark.parametrize("program", RUNS, indirect=True)
+    def test_prints_what_it_returns_and_draws_it(self, program, tmp_path, capsys):
+        name, out = program.__name__, tmp_path / "new" / "folder"
+        flags = ["--epochs", "1", "--seeds", "1", "--batch-size", str(RUNS[name][0])]
+        returned = program.main([*flags, "--out", str(out)])
+        numbers = jax.tree.leaves(returned)
+        assert numbers and np.isfinite(np.concatenate([np.ravel(v) for v in numbers])).all()
+        png = (out / f"{name}.png").read_bytes()
+        assert png.startswith(b"\x89PNG\r\n\x1a\n") and len(png) < 150_000
+        shown = capsys.readouterr().out
+        keys = [key if isinstance(key, str) else ", ".join(key) for key in returned]
+        accuracies = re.findall(r"\d+\.\d%", shown)
+        assert len(accuracies) >= len(keys)
+        if name != "imbalanced":
+            assert all(key in shown for key in keys)
 
-    def test_checkpoint_restores_everything(self, tmp_path):
-        cnn, training = example("digits_cnn"), example("linen_training")
-        digits = example("data").load()
-        # The shapes of the run above, so that its compiled step is this one's.
-        images, labels = digits.train_images[:64], digits.train_labels[:64]
-        state = training.create_state(cnn.CNN(True), images, seed=0)
-        state, _ = training.train_step(state, images, labels, model=cnn.CNN(True), learning_rate=1e-3)
-        cnn.save(state, tmp_path / "state")
-        fresh = training.create_state(cnn.CNN(True), images, seed=1)
-        jax.tree.map(np.testing.assert_array_equal, cnn.restore(fresh, tmp_path / "state"), state)
+    def test_resnet_in_nnx(self, tmp_path):
+        flags = ["--model", "nnx", "--width", "2", "--epochs", "1", "--seeds", "1"]
+        runs = example("resnet").main([*flags, "--batch-size", "128", "--out", str(tmp_path)])
+        assert len(runs) == 2 and (tmp_path / "resnet_nnx.png").is_file()
+
+    @pytest.mark.parametrize("name", SELF_CONTAINED)
+    def test_self_contained(self, name, tmp_path, monkeypatch, capsys):
+        monkeypatch.setattr(example(name), "BATCH_SIZE", 256)
+        monkeypatch.setattr(example(name), "MOMENTA", {"cumulative": None}, raising=False)
+        monkeypatch.chdir(tmp_path)
+        example(name).main(["--epochs", "2", "--learning-rate", "0.01"])
+        lines = capsys.readouterr().out.splitlines()
+        assert [line.split()[0] for line in lines[:3]] == ["epoch", "1", "2"]
+        second = [float(cell) for cell in re.findall(r"(\d+\.\d)%", lines[2])]
+        assert second and all(0 <= accuracy <= 100 for accuracy in second)
+        if name == "digits_cnn":
+            # The network with batch norm, from its checkpoint.
+            assert lines[3].endswith(f": {second[0]}% restored")
 
     @pytest.mark.slow
-    def test_digits_cnn_reaches_98_percent(self, tmp_path):
-        runs = run("digits_cnn", tmp_path)
-        assert runs[0].name == "batch norm"
-        assert runs[0].test_accuracy[-1] >= 0.98
+    @pytest.mark.parametrize("name", SELF_CONTAINED)
+    def test_learns(self, name, tmp_path, monkeypatch, capsys):
+        monkeypatch.chdir(tmp_path)
+        example(name).main(["--epochs", "6"])
+        first, *_ = re.findall(r"(\d+\.\d)%", capsys.readouterr().out.splitlines()[6])
+        assert float(first) > 96
+
+
+class TestSelfContained:
+    @pytest.mark.parametrize("name", SELF_CONTAINED)
+    def test_short_and_of_common_imports(self, name):
+        text = (ROOT / f"examples/{name}.py").read_text(encoding="utf-8")
+        assert len(text.splitlines()) <= 120
+        nodes = list(ast.walk(ast.parse(text)))
+        names = [alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names]
+        names += [node.module for node in nodes if isinstance(node, ast.ImportFrom)]
+        packages = {name.partition(".")[0] for name in names} - sys.stdlib_module_names
+        assert packages <= {"flax", "jax", "jbn", "numpy", "optax", "orbax", "sklearn"}
 
 
 class TestFlags:
-    def test_every_example_is_here(self):
-        scripts = {
-            path.stem for path in (ROOT / "examples").glob("*.py") if "__main__" in path.read_text()
-        }
-        assert scripts == set(NAMES)
+    @pytest.mark.parametrize("name", PROGRAMS)
+    def test_help_imports_nothing_slow(self, name):
+        command = [sys.executable, "-X", "importtime", f"examples/{name}.py", "--help"]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+        assert "--epochs" in done.stdout and "default" in done.stdout
+        imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+        assert "argparse" in imported
+        assert not imported & {"jax", "flax", "optax", "numpy", "sklearn", "matplotlib", "jbn"}
 
-    @pytest.mark.parametrize("name", NAMES)
-    def test_help(self, name, capsys):
-        with pytest.raises(SystemExit) as exit_info:
-            example(name).main(["--help"])
-        assert exit_info.value.code == 0
-        shown = " ".join(capsys.readouterr().out.split())
-        assert all(flag in shown for flag in COMMON)
-        assert ("--seeds N" in shown) == (name in SEVERAL_SEEDS)
-        assert ("the first of the seeds" in shown) == (name in SEVERAL_SEEDS)
-        repeated = "every run is repeated at ten times this rate" in shown
-        assert repeated == (name in ("digits_cnn", "resnet", "rnn"))
-        assert example(name).__doc__.count(f"python examples/{name}.py") >= 1
-
-    @pytest.mark.parametrize("name", NAMES)
     @pytest.mark.parametrize(
         ("flag", "value", "message"),
         [
             ("--epochs", "0", "must be a whole number, at least 1, got 0"),
             ("--epochs", "2.5", "must be a whole number, at least 1, got 2.5"),
             ("--batch-size", "1", "must be a whole number, at least 2, got 1"),
-            ("--learning-rate", "-1", "must be a positive number, got -1"),
+            ("--seed", "-1", "must be a whole number, at least 0, got -1"),
+            ("--learning-rate", "0", "must be a positive number, got 0"),
             ("--learning-rate", "nan", "must be a positive number, got nan"),
-            ("--learning-rate", "1e308", "must be a positive number, got 1e308"),
             ("--learning-rate", "fast", "must be a positive number, got fast"),
-            ("--seed", "-1", "must be a whole number, from 0 to 4294966296, got -1"),
-            ("--data-dir", "absent", "absent: expected a folder with MNIST's IDX files, found none"),
-            ("--out", "file", "cannot make the folder file: File exists"),
         ],
     )
-    def test_wrong_value_gives_one_line(
-        self, name, flag, value, message, tmp_path, monkeypatch, capsys
-    ):
-        monkeypatch.chdir(tmp_path)
-        Path("file").touch()
-        refuses(name, [f"{flag}={value}"], f"argument {flag}: {message}", capsys)
-
-    @pytest.mark.parametrize("name", [name for name in NAMES if name != "sync_batch_norm"])
-    def test_batch_larger_than_the_data(self, name, tmp_path, capsys):
-        message = "argument --batch-size: must be at most 1437, the number of training images, got 2000"
-        refuses(name, ["--batch-size=2000", f"--out={tmp_path}"], message, capsys)
-
-    def test_batch_larger_than_each_device_s_share(self, tmp_path, capsys):
-        limit = "at most 179, the number of training images for each of 8 devices"
-        message = f"argument --batch-size: must be {limit}, got 180"
-        refuses("sync_batch_norm", ["--batch-size=180", f"--out={tmp_path}"], message, capsys)
-
-    @pytest.mark.parametrize(("name", "limit"), [("fine_tune", "50"), ("imbalanced", "398")])
-    def test_batch_larger_than_the_images_it_takes(self, name, limit, tmp_path, capsys):
-        message = f"argument --batch-size: must be at most {limit}, the number of images here, got 1000"
-        refuses(name, ["--batch-size=1000", f"--out={tmp_path}"], message, capsys)
-
-    @pytest.mark.parametrize("name", SEVERAL_SEEDS)
-    @pytest.mark.parametrize("value", ["0", "1001", "many"])
-    def test_wrong_number_of_seeds(self, name, value, capsys):
-        message = f"argument --seeds: must be a whole number, from 1 to 1000, got {value}"
-        refuses(name, [f"--seeds={value}"], message, capsys)
-
-    def test_damaged_data_gives_one_line(self, tmp_path, capsys):
-        write_mnist(tmp_path)
-        (tmp_path / "t10k-labels-idx1-ubyte").write_bytes(b"<html>")
-        with pytest.raises(SystemExit):
-            example("digits_cnn").main(["--data-dir", str(tmp_path)])
+    def test_wrong_value_gives_one_line(self, flag, value, message, capsys):
+        with pytest.raises(SystemExit, match="2"):
+            example("shared.flags").parser("").parse_args([f"{flag}={value}"])
         last = capsys.readouterr().err.splitlines()[-1]
-        assert "t10k-labels-idx1-ubyte: expected an IDX file of unsigned bytes with 1 axes" in last
+        assert last.endswith(f"error: argument {flag}: {message}")
 
-
-def refuses(name, flags, message, capsys):
-    """The example leaves, and its last line is the message."""
-    with pytest.raises(SystemExit) as exit_info:
-        example(name).main(flags)
-    assert exit_info.value.code == 2
-    assert capsys.readouterr().err.splitlines()[-1].endswith(f"error: {message}")
-
-
-class TestRun:
-    @pytest.mark.parametrize(
-        ("accuracies", "epochs"),
-        [([0.97, 0.9], 1), ([0.5, 0.96, 0.98], 3), ([0.5], None)],
-    )
-    def test_epochs_to_goal(self, accuracies, epochs):
-        report = example("report")
-        run = report.Run("name", 0.1, accuracies, [], [1.0])
-        assert run.epochs_to_goal == epochs
-        assert str(epochs or "never") in report.table([run]).splitlines()[1]
-
-    @pytest.mark.parametrize(("seconds", "median"), [([9.0], 9.0), ([9.0, 1.0, 3.0, 2.0], 2.0)])
-    def test_seconds_leave_out_the_compiling_epoch(self, seconds, median):
-        assert example("report").Run("name", 0.1, [], [], seconds).seconds_per_epoch == median
+    def test_seeds(self):
+        flags = example("shared.flags")
+        parser = flags.parser("", seeds=3)
+        assert list(flags.seeds(parser.parse_args([]))) == [0, 1, 2]
+        assert list(flags.seeds(parser.parse_args(["--seed=7", "--seeds=2"]))) == [7, 8]

@@ -2,6 +2,7 @@
 
 import functools
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +13,8 @@ LARGEST_STRETCH = 0.1
 LARGEST_SHIFT = 0.08
 
 
-def random_views(key: jax.Array, images: jax.Array, size: int) -> jax.Array:
+@functools.partial(jax.jit, static_argnames="size")
+def random_views(key: jax.Array, images: Any, size: int) -> jax.Array:
     """Each image from a place of its own: no flips, for a mirrored digit is another one or none.
 
     Args:
@@ -36,7 +38,7 @@ def random_views(key: jax.Array, images: jax.Array, size: int) -> jax.Array:
     return jax.vmap(functools.partial(_view, size=size))(images, turn, 1 + stretch, shift)
 
 
-def upright(images: jax.Array, size: int) -> jax.Array:
+def upright(images: Any, size: int) -> jax.Array:
     """The images (N, height, width, channels) as they are, drawn larger: (N, size, size, channels)."""
     n = len(images)
     view = functools.partial(_view, size=size)

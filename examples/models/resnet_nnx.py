@@ -1,7 +1,7 @@
-"""A small ResNet in flax.nnx, with batch norm or without."""
+"""ResNet-18 (He et al. 2015) for small images in flax.nnx, with any batch norm."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -58,12 +58,13 @@ class Block(nnx.Module):
         return nnx.relu(x + y)
 
 
-class SmallResNet(nnx.Module):
-    """A 3x3 stem and three blocks of one, two and four times `features`.
+class ResNet(nnx.Module):
+    """A 3x3 stem and stages of blocks.
 
     Args:
         inputs: channels of the images.
-        features: of the first block.
+        features: of the first stage; each next one has twice as many.
+        stage_sizes: number of blocks of each stage. Each but the first halves the image.
         norm: factory of a norm: `norm(features, rngs=..., scale_init=...)`.
         classes: number of logits.
         rngs: the random keys of the initializers.
@@ -74,18 +75,22 @@ class SmallResNet(nnx.Module):
         inputs: int,
         features: int,
         *,
+        stage_sizes: Sequence[int] = (2, 2, 2, 2),
         norm: Callable[..., nnx.Module] = batch_norm,
         classes: int = 10,
         rngs: nnx.Rngs,
     ):
         self.conv = nnx.Conv(inputs, features, (3, 3), padding=1, use_bias=False, rngs=rngs)
         self.norm = norm(features, rngs=rngs)
-        make = functools.partial(Block, norm=norm, rngs=rngs)
-        sizes = (features, features, 2 * features, 4 * features)
-        self.blocks = nnx.List(
-            [make(sizes[i], sizes[i + 1], 1 if i == 0 else 2) for i in range(len(sizes) - 1)]
-        )
-        self.output = nnx.Linear(sizes[-1], classes, rngs=rngs)
+        blocks, last = [], features
+        for stage, size in enumerate(stage_sizes):
+            for index in range(size):
+                strides = 2 if stage and not index else 1
+                width = features * 2**stage
+                blocks.append(Block(last, width, strides, norm=norm, rngs=rngs))
+                last = width
+        self.blocks = nnx.List(blocks)
+        self.output = nnx.Linear(last, classes, rngs=rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Images (N, H, W, inputs) to logits (N, classes)."""

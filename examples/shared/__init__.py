@@ -1,0 +1,1 @@
+"""What the programs share: flags, data, training, reports. No program is in here."""
