@@ -1,12 +1,14 @@
 """The registry: every case of a batch norm call that each transformation and oracle is tried on."""
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 
 import jbn
+import variant_reference
 
 
 @dataclasses.dataclass(frozen=True)
@@ -147,6 +149,7 @@ FUNCTIONS = {
 OTHER_PUBLIC_NAMES = {
     "init": "test_batch_norm.py",
     "Form": "test_form.py",
+    "ghost": "test_ghost.py",
     "Moments": "test_moments.py",
     "Norm": "test_norm.py",
     "plain": "test_norm.py",
@@ -156,3 +159,58 @@ OTHER_PUBLIC_NAMES = {
     "nnx": "test_nnx.py",
     "tools": "test_average.py",
 }
+
+
+@dataclasses.dataclass(frozen=True)
+class Variant:
+    """A norm, its oracle, and what the tests of every variant must know of it.
+
+    Attributes:
+        oracle: see variant_reference.py.
+        options: the keywords of a call, from a random generator and the batch.
+        static: keywords that are no arrays.
+        like_plain: a norm, and the keywords of its call, that is plain batch norm.
+        reductions: over arrays of the size of x in the backward pass.
+        written: arrays of the size of x in a step: y and dx.
+    """
+
+    name: str
+    norm: jbn.Norm
+    oracle: Any
+    options: Any = None
+    static: Any = dataclasses.field(default_factory=dict, hash=False)
+    like_plain: Any = dataclasses.field(default=None, hash=False)
+    reductions: int = 2
+    written: int = 2
+
+    def make(self, batch: int = 6):
+        """x, params, batch_stats, and the options."""
+        rng = np.random.default_rng(0)
+        x = jnp.asarray(1 + 2 * rng.standard_normal((batch, 3, 4)), jnp.float32)
+        params, stats = self.norm.init(4)
+        params = {n: jnp.asarray(rng.uniform(0.5, 2.0, v.shape), v.dtype) for n, v in params.items()}
+        low = {"mean": -1.0, "var": 0.5}
+        stats = {
+            n: jnp.asarray(rng.uniform(low[n], 2.0, v.shape), v.dtype) if n in low else v
+            for n, v in stats.items()
+        }
+        return x, params, stats, {} if self.options is None else self.options(rng, batch)
+
+    def mask(self, kind: str, batch: int = 6):
+        """A mask in which no group of three examples is left with one value."""
+        rng = np.random.default_rng(1)
+        keep = np.ones((batch, 3, 1), bool)
+        keep[::2, 1] = keep[1::4, 0] = False
+        if kind == "full":
+            keep[:] = True
+        return jnp.asarray(keep * rng.uniform(0.5, 2.0, keep.shape) if kind == "weights" else keep)
+
+
+VARIANTS = [
+    Variant(
+        "ghost",
+        jbn.ghost(groups=3),
+        functools.partial(variant_reference.ghost, group_of=(0, 0, 1, 1, 2, 2)),
+        like_plain=(jbn.ghost(groups=1), {}),
+    ),
+]

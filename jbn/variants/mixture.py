@@ -1,0 +1,42 @@
+"""The moments of several populations taken together: the law of total variance."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from jbn._masking import squared
+from jbn._statistics import Moments
+from jbn._typing import Array
+from jbn.ops.local_moments import divide, finite, nan_unless_finite
+
+
+def pooled(
+    members: Moments, total: Callable[[Array], Array], back: Callable[[Array], Array]
+) -> Moments:
+    """The moments of the union of populations, differentiable.
+
+        count = sum(n_i)
+        mean  = sum(n_i * mean_i) / count
+        var   = sum(n_i * (var_i + |mean_i - mean|^2)) / count
+
+    summed about a first guess of the mean, which loses nothing however large the mean is.
+
+    Args:
+        members: the moments of each, `count` being n_i.
+        total: sums an array of the shape of `members.mean` over those that belong together.
+        back: takes such a sum to each of its members.
+    """
+    mean, n = jnp.asarray(members.mean), jnp.asarray(members.count)
+    count, n_i = total(n), n.astype(mean.dtype)
+    # Of a guess there is no derivative: what is taken off here is added again below.
+    anchor = jax.lax.stop_gradient(finite(divide(total(n_i * mean), count)))
+    offset = mean - back(anchor)
+    if members.remainder is not None:
+        offset = offset + members.remainder
+    offset = jnp.where(n > 0, offset, 0)
+    first = nan_unless_finite(divide(total(n_i * offset), count))
+    second = divide(total(n * (members.var + squared(offset))), count)
+    var = nan_unless_finite(jnp.maximum(second - squared(first), 0))
+    mean = anchor + first
+    return Moments(mean, var, count, (anchor - mean) + first)

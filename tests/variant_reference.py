@@ -1,0 +1,90 @@
+"""The oracles of the variants: the equations of their papers, in float64 NumPy.
+
+Each takes x of shape (N, ..., C), params, batch_stats and the keywords of the call, and returns y and
+the new statistics.
+"""
+
+import itertools
+import math
+
+import numpy as np
+
+EPSILON, MOMENTUM = 1e-5, 0.9
+
+
+def moments(x, weights, axes):
+    """Weighted mean, variance and count over the axes, which are kept."""
+    n = weights.sum(axes, keepdims=True)
+    some = np.where(n > 0, n, 1)
+    x = np.where(weights > 0, x, 0)
+    mean = (weights * x).sum(axes, keepdims=True) / some
+    var = (weights * (x - mean) ** 2).sum(axes, keepdims=True) / some
+    return mean, var, n
+
+
+def weights_of(x, mask):
+    return np.broadcast_to(1.0 if mask is None else np.asarray(mask, np.float64), x.shape)
+
+
+def examples(x):
+    """All axes but that of the channels."""
+    return tuple(range(x.ndim - 1))
+
+
+def normalized(x, mean, var, params):
+    """(x - mean) / sqrt(var + epsilon) * scale + bias."""
+    y = (x - mean) / np.sqrt(var + EPSILON)
+    return y * params.get("scale", 1.0) + params.get("bias", 0.0)
+
+
+def updated(stats, mean, var, count):
+    """The exponential average, and the old values where there are no samples."""
+    new = dict(stats)
+    for name, value in (("mean", mean), ("var", var)):
+        average = MOMENTUM * stats[name] + (1 - MOMENTUM) * value.reshape(stats[name].shape)
+        new[name] = np.where(count.reshape(stats[name].shape) > 0, average, stats[name])
+    return new
+
+
+class Constants(dict):
+    """What no gradient flows through: the value at the first call, and at every other."""
+
+    def __call__(self, name, value):
+        return self.setdefault(name, value)
+
+
+def plain(x, params, stats, *, train=True, mask=None, constants=None):
+    if not train:
+        return normalized(x, stats["mean"], stats["var"], params), stats
+    m = moments(x, weights_of(x, mask), examples(x))
+    return normalized(x, m[0], m[1], params), updated(stats, *m)
+
+
+def ghost(x, params, stats, *, group_of, running="batch", train=True, mask=None, constants=None):
+    """Group after group, each a batch with the others masked; `group_of` each example, repeated."""
+    if not train:
+        return plain(x, params, stats, train=False)
+    weights = weights_of(x, mask)
+    group_of = np.resize(group_of, len(x)).reshape(-1, *[1] * (x.ndim - 1))
+    y, groups = np.zeros_like(x), []
+    for group in range(np.max(group_of) + 1):
+        member = group_of == group
+        m = moments(x, weights * member, examples(x))
+        y = np.where(member, normalized(x, m[0], m[1], params), y)
+        groups.append(m)
+    if running == "sequential":
+        for m in groups:
+            stats = updated(stats, *m)
+        return y, stats
+    mean, var, count = moments(x, weights, examples(x))
+    if running == "groups":
+        var = sum(n * v for _, v, n in groups) / np.where(count > 0, count, 1)
+    return y, updated(stats, mean, var, count)
+
+
+def derivative(function, order, step=1e-4):
+    """d^order / dt1 ... dtorder of function(t1, ..., torder) at 0, by central differences."""
+    total = 0.0
+    for signs in itertools.product((1, -1), repeat=order):
+        total += math.prod(signs) * function(*(step * s for s in signs))
+    return total / (2 * step) ** order
