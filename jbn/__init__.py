@@ -16,3 +16,6 @@ from jbn._running import update_running as update_running
 from jbn._statistics import Moments as Moments
 from jbn.variants.ghost import ghost as ghost
 from jbn.variants.inplace import inplace as inplace
+from jbn.variants.renorm import renorm as renorm
+from jbn.variants.warmup import crossq_warmup as crossq_warmup
+from jbn.variants.warmup import ioffe_warmup as ioffe_warmup

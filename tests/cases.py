@@ -150,6 +150,9 @@ OTHER_PUBLIC_NAMES = {
     "init": "test_batch_norm.py",
     "Form": "test_form.py",
     "ghost": "test_ghost.py",
+    "renorm": "test_renorm.py",
+    "ioffe_warmup": "test_warmup.py",
+    "crossq_warmup": "test_warmup.py",
     "Moments": "test_moments.py",
     "Norm": "test_norm.py",
     "plain": "test_norm.py",
@@ -212,5 +215,11 @@ VARIANTS = [
         jbn.ghost(groups=3),
         functools.partial(variant_reference.ghost, group_of=(0, 0, 1, 1, 2, 2)),
         like_plain=(jbn.ghost(groups=1), {}),
+    ),
+    Variant(
+        "renorm",
+        jbn.renorm(r_max=1.2, d_max=0.3),
+        functools.partial(variant_reference.renorm, r_max=1.2, d_max=0.3),
+        like_plain=(jbn.renorm(r_max=1.0, d_max=0.0, running="variance"), {}),
     ),
 ]

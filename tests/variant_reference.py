@@ -82,6 +82,26 @@ def ghost(x, params, stats, *, group_of, running="batch", train=True, mask=None,
     return y, updated(stats, mean, var, count)
 
 
+def renorm(
+    x, params, stats, *, r_max, d_max, running="deviation", train=True, mask=None, constants=None
+):
+    if not train:
+        return normalized(x, stats["mean"], stats["var"], params), stats
+    constants = Constants() if constants is None else constants
+    if "steps" in stats:
+        r_max, d_max = r_max(stats["steps"]), d_max(stats["steps"])
+        stats = {**stats, "steps": stats["steps"] + 1}
+    mean, var, count = moments(x, weights_of(x, mask), examples(x))
+    s, sigma = np.sqrt(var + EPSILON), np.sqrt(stats["var"] + EPSILON)
+    r = constants("r", np.clip(s / sigma, 1 / r_max, r_max))
+    d = constants("d", np.clip((mean - stats["mean"]) / sigma, -d_max, d_max))
+    y = ((x - mean) / s * r + d) * params.get("scale", 1.0) + params.get("bias", 0.0)
+    if running == "variance":
+        return y, updated(stats, mean, var, count)
+    stats = updated({**stats, "var": sigma}, mean, s, count)
+    return y, {**stats, "var": stats["var"] ** 2 - EPSILON}
+
+
 def derivative(function, order, step=1e-4):
     """d^order / dt1 ... dtorder of function(t1, ..., torder) at 0, by central differences."""
     total = 0.0

@@ -11,7 +11,7 @@ import numpy as np
 
 from jbn import _checks, _dtypes
 from jbn._moments import moments
-from jbn._norm import Norm, plain
+from jbn._norm import Norm, keywords, plain
 from jbn._normalize import normalize
 from jbn._remat import MOMENTS, named
 from jbn._statistics import Moments
@@ -41,8 +41,8 @@ class ByMoments(Norm):
     ) -> tuple[Array, dict[str, Array]]:
         """y and the updated statistics.
 
-        `train` is True or traced, see `by_mode`; `average` are the keywords of `jbn.update_running`, the
-        options those of `normalized_by`, and what the subclass takes besides.
+        `train` is True or traced, see `by_mode`; `average` are the keywords of `jbn.update_running`,
+        the options those of `normalized_by`, and what the subclass takes besides.
         """
         raise NotImplementedError
 
@@ -58,7 +58,10 @@ class ByMoments(Norm):
         train = _checks.flag("train", train)
         options.update(train=train, axis=axis, momentum=momentum, mask=mask)
         if train is False:
-            return plain.apply(x, params, batch_stats, **options)
+            known = keywords(plain)
+            return plain.apply(
+                x, params, batch_stats, **{n: v for n, v in options.items() if n in known}
+            )
         names = _checks.axis_names(options.get("axis_name"))
         groups = _checks.index_groups(options.get("axis_index_groups"), names)
         options.update(axis_name=names, axis_index_groups=groups)
