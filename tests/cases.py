@@ -149,6 +149,7 @@ FUNCTIONS = {
 OTHER_PUBLIC_NAMES = {
     "init": "test_batch_norm.py",
     "Form": "test_form.py",
+    "conditional": "test_conditional.py",
     "ghost": "test_ghost.py",
     "renorm": "test_renorm.py",
     "ioffe_warmup": "test_warmup.py",
@@ -221,5 +222,15 @@ VARIANTS = [
         jbn.renorm(r_max=1.2, d_max=0.3),
         functools.partial(variant_reference.renorm, r_max=1.2, d_max=0.3),
         like_plain=(jbn.renorm(r_max=1.0, d_max=0.0, running="variance"), {}),
+    ),
+    Variant(
+        "conditional",
+        jbn.conditional(),
+        variant_reference.conditional,
+        options=lambda rng, batch: {
+            "scale": jnp.asarray(rng.uniform(0.5, 2.0, (batch, 4)), jnp.float32),
+            "bias": jnp.asarray(rng.standard_normal((batch, 4)), jnp.float32),
+        },
+        like_plain=(jbn.conditional(), {"scale": jnp.ones(4), "bias": jnp.zeros(4)}),
     ),
 ]

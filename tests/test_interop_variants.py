@@ -138,3 +138,27 @@ def test_renorm_is_torchrls_below_twice_its_warmup():
         expected.backward(torch.tensor(np.array(jnp.cos(x))))
         close((y, dx), (expected.detach().numpy(), given.grad.numpy()))
         close((stats["mean"], stats["var"]), (layer.running_mean.numpy(), layer.running_var.numpy()))
+
+
+def test_conditional_is_haikus_scale_and_offset_of_the_call():
+    hk = pytest.importorskip("haiku")
+
+    def network(x, scale, offset):
+        layer = hk.BatchNorm(create_scale=False, create_offset=False, decay_rate=0.9, eps=1e-5)
+        return layer(x, is_training=True, scale=scale, offset=offset)
+
+    x, scale, bias = batches()[1], *(v[:, :1] for v in batches()[2:4])
+    model = hk.transform_with_state(network)
+    params, state = model.init(None, x, scale, bias)
+    (theirs, _), vjp = jax.vjp(lambda *a: model.apply(params, state, None, *a), x, scale, bias)
+
+    def ours(x, scale, bias):
+        stats = jbn.init(4)[1]
+        given = {"scale": scale[:, 0], "bias": bias[:, 0]}
+        return jbn.conditional().apply(x, {}, stats, train=True, **given)[0]
+
+    y, our_vjp = jax.vjp(ours, x, scale, bias)
+    close(y, theirs)
+    dy = jnp.cos(x)
+    no_state = jax.tree.map(jnp.zeros_like, model.apply(params, state, None, x, scale, bias)[1])
+    close(our_vjp(dy), vjp((dy, no_state)))

@@ -331,15 +331,11 @@ def large_passes(hlo: str, size: int) -> tuple[int, int]:
 @by_variant
 @pytest.mark.cpu
 def test_the_backward_pass_compiles_to_what_its_equations_need(variant):
-    x, params, stats, options = variant.make(batch=36)
+    arguments = Arguments.of(variant, batch=36)
+    (_, *given), (stats, indices, _) = arguments.given, arguments.rest
     x = jax.ShapeDtypeStruct((36, 8, 8, 4), jnp.float32)
-
-    def forward_and_backward(x, params, options, dy):
-        function = functools.partial(apply, variant)
-        y, vjp, updated = jax.vjp(lambda x, p: function(x, p, stats, options), x, params, has_aux=True)
-        return y, updated, vjp(dy)
-
-    hlo = jax.jit(forward_and_backward).lower(x, params, options, x).compile().as_text()
+    arguments = Arguments((x, *given), (stats, indices, None))
+    hlo = jax.jit(functools.partial(vjp_of, variant)).lower(arguments, x).compile().as_text()
     assert large_passes(hlo, x.size) == (variant.reductions, variant.written)
 
 

@@ -102,6 +102,12 @@ def renorm(
     return y, {**stats, "var": stats["var"] ** 2 - EPSILON}
 
 
+def conditional(x, params, stats, *, scale, bias, **kwargs):
+    y, stats = plain(x, {}, stats, **kwargs)
+    examples_first = (len(x), *[1] * (x.ndim - 2), x.shape[-1])
+    return y * scale.reshape(examples_first) + bias.reshape(examples_first), stats
+
+
 def derivative(function, order, step=1e-4):
     """d^order / dt1 ... dtorder of function(t1, ..., torder) at 0, by central differences."""
     total = 0.0
