@@ -150,6 +150,7 @@ OTHER_PUBLIC_NAMES = {
     "init": "test_batch_norm.py",
     "Form": "test_form.py",
     "conditional": "test_conditional.py",
+    "domains": "test_domains.py",
     "ghost": "test_ghost.py",
     "renorm": "test_renorm.py",
     "ioffe_warmup": "test_warmup.py",
@@ -174,6 +175,7 @@ class Variant:
         options: the keywords of a call, from a random generator and the batch.
         static: keywords that are no arrays.
         like_plain: a norm, and the keywords of its call, that is plain batch norm.
+        rounds_as_plain: and that to the last digit.
         reductions: over arrays of the size of x in the backward pass.
         written: arrays of the size of x in a step: y and dx.
     """
@@ -184,6 +186,7 @@ class Variant:
     options: Any = None
     static: Any = dataclasses.field(default_factory=dict, hash=False)
     like_plain: Any = dataclasses.field(default=None, hash=False)
+    rounds_as_plain: bool = True
     reductions: int = 2
     written: int = 2
 
@@ -232,5 +235,20 @@ VARIANTS = [
             "bias": jnp.asarray(rng.standard_normal((batch, 4)), jnp.float32),
         },
         like_plain=(jbn.conditional(), {"scale": jnp.ones(4), "bias": jnp.zeros(4)}),
+    ),
+    Variant(
+        "domains",
+        jbn.domains(3),
+        variant_reference.domains,
+        static={"domain": 1},
+        like_plain=(jbn.domains(1), {"domain": 0}),
+    ),
+    Variant(
+        "domains of each example",
+        jbn.domains(3, share_params=False),
+        variant_reference.domains,
+        options=lambda rng, batch: {"domain": jnp.resize(jnp.array([2, 0, 2, 0, 0, 2]), batch)},
+        like_plain=(jbn.domains(1), {"domain": jnp.zeros(6, jnp.int32)}),
+        rounds_as_plain=False,
     ),
 ]

@@ -162,3 +162,44 @@ def test_conditional_is_haikus_scale_and_offset_of_the_call():
     dy = jnp.cos(x)
     no_state = jax.tree.map(jnp.zeros_like, model.apply(params, state, None, x, scale, bias)[1])
     close(our_vjp(dy), vjp((dy, no_state)))
+
+
+def test_domains_of_each_example_are_a_torch_layer_for_each_subset():
+    torch = pytest.importorskip("torch")
+    layers = [torch.nn.BatchNorm1d(4, momentum=0.1) for _ in range(3)]
+    norm, domain = jbn.domains(3), np.array([2, 0, 2, 0, 0, 2])
+    ours = trained(
+        norm,
+        [jnp.swapaxes(x, 1, 2) for x in batches()],
+        norm.init(4)[1],
+        momentum=0.9,
+        running_variance="unbiased",
+        axis=1,
+        domain=jnp.asarray(domain),
+    )
+    for x, (y, dx, stats) in zip(batches(), ours, strict=True):
+        given = torch.tensor(np.array(jnp.swapaxes(x, 1, 2)), requires_grad=True)
+        expected = torch.zeros_like(given)
+        for k in (0, 2):
+            expected = expected.index_put((torch.tensor(domain == k),), layers[k](given[domain == k]))
+        expected.backward(torch.cos(given.detach()))
+        close((y, dx), (expected.detach().numpy(), given.grad.numpy()))
+        for k, layer in enumerate(layers):
+            close(stats["mean"][k], layer.running_mean.numpy())
+            close(stats["var"][k], layer.running_var.numpy())
+
+
+def test_domains_are_timms_splits():
+    torch = pytest.importorskip("torch")
+    splits = by_path("timm", "layers/split_batchnorm.py")
+    layer = splits.convert_splitbn_model(torch.nn.BatchNorm2d(4, momentum=0.1), num_splits=2)
+    norm = jbn.domains(2)
+    xs = [jnp.asarray(x.transpose(0, 2, 1)[..., None]) for x in batches()]
+    options = {"momentum": 0.9, "running_variance": "unbiased", "axis": 1}
+    ours = trained(norm, xs, norm.init(4)[1], domain=jnp.repeat(jnp.arange(2), 3), **options)
+    for x, (y, _, stats) in zip(xs, ours, strict=True):
+        close(y, layer(torch.tensor(np.array(x))).detach().numpy())
+        close(stats["mean"][0], layer.running_mean.numpy())
+        close(stats["var"][1], layer.aux_bn[0].running_var.numpy())
+    inference, _ = norm.apply(x, norm.init(4)[0], stats, train=False, domain=0, axis=1)
+    close(inference, layer.eval()(torch.tensor(np.array(x))).detach().numpy())

@@ -10,8 +10,8 @@ from jbn.variants.mixture import pooled
 from tolerance import tolerance
 
 
-def total(v):
-    return jnp.sum(v, 0)
+def total(*values):
+    return [jnp.sum(v, 0) for v in values]
 
 
 def back(s):

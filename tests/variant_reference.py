@@ -108,6 +108,26 @@ def conditional(x, params, stats, *, scale, bias, **kwargs):
     return y * scale.reshape(examples_first) + bias.reshape(examples_first), stats
 
 
+def domains(x, params, stats, *, domain, train=True, mask=None, constants=None):
+    """Domain after domain, each a batch with the others masked."""
+    y, stats = np.zeros_like(x), {name: v.copy() for name, v in stats.items()}
+    domain = np.broadcast_to(domain, len(x)).reshape(-1, *[1] * (x.ndim - 1))
+    for k in np.unique(domain):
+        member = domain == k
+        own = {name: v[k] if v.ndim == 2 else v for name, v in params.items()}
+        of_domain, new = plain(
+            x,
+            own,
+            {name: v[k] for name, v in stats.items()},
+            train=train,
+            mask=weights_of(x, mask) * member,
+        )
+        y = np.where(member, of_domain, y)
+        for name, v in new.items():
+            stats[name][k] = v
+    return y, stats
+
+
 def derivative(function, order, step=1e-4):
     """d^order / dt1 ... dtorder of function(t1, ..., torder) at 0, by central differences."""
     total = 0.0

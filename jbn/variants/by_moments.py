@@ -46,6 +46,16 @@ class ByMoments(Norm):
         """
         raise NotImplementedError
 
+    def in_inference(self, x, params, batch_stats, **options):
+        """Plain batch norm by the running statistics."""
+        known = keywords(plain)
+        options = {name: v for name, v in options.items() if name in known}
+        return plain.apply(x, params, batch_stats, train=False, **options)
+
+    def statistics_shape(self, features: tuple[int, ...]) -> tuple[int, ...]:
+        """The shape of the running statistics, from that of the feature axes."""
+        return features
+
     def apply(self, x, params, batch_stats, *, train, axis=-1, momentum=0.99, mask=None, **options):
         """y and the updated statistics: see `jbn.batch_norm`."""
         self.check(options)
@@ -53,18 +63,16 @@ class ByMoments(Norm):
         axis = _checks.feature_axes(axis, x.ndim)
         shape = tuple(x.shape[a] for a in axis)
         params = _checks.params_dict(params, x, shape)
+        shape = self.statistics_shape(shape)
         batch_stats = _checks.batch_stats_dict(batch_stats, shape, momentum is None)
         mask = None if mask is None else _checks.mask_array(mask, x.shape)
         train = _checks.flag("train", train)
-        options.update(train=train, axis=axis, momentum=momentum, mask=mask)
+        options.update(axis=axis, momentum=momentum, mask=mask)
         if train is False:
-            known = keywords(plain)
-            return plain.apply(
-                x, params, batch_stats, **{n: v for n, v in options.items() if n in known}
-            )
+            return self.in_inference(x, params, batch_stats, **options)
         names = _checks.axis_names(options.get("axis_name"))
         groups = _checks.index_groups(options.get("axis_index_groups"), names)
-        options.update(axis_name=names, axis_index_groups=groups)
+        options.update(train=train, axis_name=names, axis_index_groups=groups)
         arrays = {name: v for name, v in options.items() if isinstance(v, jax.Array | np.ndarray)}
         static = tuple((name, v) for name, v in options.items() if name not in arrays)
         return _compiled(self, static, _checks.is_initializing(), x, params, batch_stats, arrays)
@@ -95,10 +103,11 @@ def normalized_by(
     mask: Array | None,
     epsilon: Any = 1e-5,
     dtype: Any = None,
+    measure: Callable[..., Moments] = moments,
     single: bool = False,
     **options: Any,
 ) -> tuple[Array, Moments]:
-    """The moments m of x, and jbn.normalize(x, *statistics(m, params)), as one operation.
+    """y = jbn.normalize(x, *statistics(m, params)), and m = jbn.moments(x), as one operation.
 
     The backward pass keeps x in its own dtype and the moments, and rounds the gradient of x once: half
     precision is made float32 here, and again in the backward pass. One value per channel is worth a
@@ -111,7 +120,7 @@ def normalized_by(
     @_keeping_moments
     def run(x, params):
         x = x.astype(_dtypes.promote(x.dtype, dtype))
-        m = named(moments(x, axis=axis, mask=mask, **options))
+        m = named(measure(x, axis=axis, mask=mask, **options))
         used, params = statistics(m, params)
         return normalize(x, used, params, axis=axis, epsilon=epsilon, mask=mask, dtype=dtype), m
 

@@ -124,7 +124,9 @@ class Ghost(ByMoments):
         if self.running == "sequential":
             groups = range(m.mean.shape[axis])
             return [jax.tree.map(lambda v, g=g: jnp.take(v, g, axis), m) for g in groups]
-        whole = pooled(m, lambda v: jnp.sum(v, axis), lambda s: jnp.expand_dims(s, axis))
+        whole = pooled(
+            m, lambda *vs: [jnp.sum(v, axis) for v in vs], lambda s: jnp.expand_dims(s, axis)
+        )
         if self.running == "batch":
             return [whole]
         count = jnp.asarray(whole.count)

@@ -1,6 +1,6 @@
 """The moments of several populations taken together: the law of total variance."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +12,7 @@ from jbn.ops.local_moments import divide, finite, nan_unless_finite
 
 
 def pooled(
-    members: Moments, total: Callable[[Array], Array], back: Callable[[Array], Array]
+    members: Moments, total: Callable[..., Sequence[Array]], back: Callable[[Array], Array]
 ) -> Moments:
     """The moments of the union of populations, differentiable.
 
@@ -24,19 +24,20 @@ def pooled(
 
     Args:
         members: the moments of each, `count` being n_i.
-        total: sums an array of the shape of `members.mean` over those that belong together.
+        total: sums arrays of the shape of `members.mean` over those that belong together.
         back: takes such a sum to each of its members.
     """
     mean, n = jnp.asarray(members.mean), jnp.asarray(members.count)
-    count, n_i = total(n), n.astype(mean.dtype)
+    n_i = n.astype(mean.dtype)
+    count, guess = total(n, n_i * mean)
     # Of a guess there is no derivative: what is taken off here is added again below.
-    anchor = jax.lax.stop_gradient(finite(divide(total(n_i * mean), count)))
+    anchor = jax.lax.stop_gradient(finite(divide(guess, count)))
     offset = mean - back(anchor)
     if members.remainder is not None:
         offset = offset + members.remainder
     offset = jnp.where(n > 0, offset, 0)
-    first = nan_unless_finite(divide(total(n_i * offset), count))
-    second = divide(total(n * (members.var + squared(offset))), count)
-    var = nan_unless_finite(jnp.maximum(second - squared(first), 0))
+    first, second = total(n_i * offset, n * (members.var + squared(offset)))
+    first = nan_unless_finite(divide(first, count))
+    var = nan_unless_finite(jnp.maximum(divide(second, count) - squared(first), 0))
     mean = anchor + first
     return Moments(mean, var, count, (anchor - mean) + first)
