@@ -19,5 +19,6 @@ from jbn.variants.domains import domains as domains
 from jbn.variants.ghost import ghost as ghost
 from jbn.variants.inplace import inplace as inplace
 from jbn.variants.renorm import renorm as renorm
+from jbn.variants.timesteps import timesteps as timesteps
 from jbn.variants.warmup import crossq_warmup as crossq_warmup
 from jbn.variants.warmup import ioffe_warmup as ioffe_warmup

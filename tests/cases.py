@@ -151,6 +151,7 @@ OTHER_PUBLIC_NAMES = {
     "Form": "test_form.py",
     "conditional": "test_conditional.py",
     "domains": "test_domains.py",
+    "timesteps": "test_timesteps.py",
     "ghost": "test_ghost.py",
     "renorm": "test_renorm.py",
     "ioffe_warmup": "test_warmup.py",
@@ -250,5 +251,12 @@ VARIANTS = [
         options=lambda rng, batch: {"domain": jnp.resize(jnp.array([2, 0, 2, 0, 0, 2]), batch)},
         like_plain=(jbn.domains(1), {"domain": jnp.zeros(6, jnp.int32)}),
         rounds_as_plain=False,
+    ),
+    Variant(
+        "timesteps",
+        jbn.timesteps(3),
+        variant_reference.timesteps,
+        options=lambda rng, batch: {"step": jnp.asarray(7)},
+        like_plain=(jbn.timesteps(1), {"step": 0}),
     ),
 ]

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 import jbn
-from jbn.variants.per_example import PerExample, rows
+from jbn.variants.per_example import PerExample
 
 RNG = np.random.default_rng(0)
 MEANS, DEVIATIONS = np.array([0.0, 1e4, 1e3]), np.array([1.0, 3.0, 1e-2])
@@ -75,7 +75,3 @@ def test_an_empty_batch_changes_nothing():
     y, stats = train(jnp.zeros((0, 4)), jnp.zeros(0, jnp.int32))
     assert y.shape == (0, 4)
     np.testing.assert_array_equal(stats["var"], 1)
-
-
-def test_rows_outside_are_not_a_number():
-    np.testing.assert_array_equal(rows(jnp.arange(3.0), jnp.array([2, 5])), [2, np.nan])

@@ -128,6 +128,11 @@ def domains(x, params, stats, *, domain, train=True, mask=None, constants=None):
     return y, stats
 
 
+def timesteps(x, params, stats, *, step, **kwargs):
+    last = len(stats["mean"]) - 1
+    return domains(x, params, stats, domain=min(int(step), last), **kwargs)
+
+
 def derivative(function, order, step=1e-4):
     """d^order / dt1 ... dtorder of function(t1, ..., torder) at 0, by central differences."""
     total = 0.0

@@ -2,7 +2,6 @@
 
 import dataclasses
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
@@ -10,7 +9,8 @@ from jax.core import Tracer
 from jbn import _checks
 from jbn._norm import Norm, plain
 from jbn.variants.composition import check_inner
-from jbn.variants.per_example import PerExample, rows, with_row
+from jbn.variants.per_example import PerExample
+from jbn.variants.stacked import repeated, rows, with_row
 
 
 def domains(n: int, norm: Norm = plain, *, share_params: bool = True) -> Norm:
@@ -79,8 +79,8 @@ class Domains(Norm):
         """Those of the norm, n times."""
         params, batch_stats = self.norm.init(features, **options)
         if not self.share_params:
-            params = jax.tree.map(self._repeated, params)
-        return params, jax.tree.map(self._repeated, batch_stats)
+            params = repeated(params, self.n)
+        return params, repeated(batch_stats, self.n)
 
     def apply(self, x, params, batch_stats, *, train, domain=None, **options):
         """y and the updated statistics: see `jbn.batch_norm` and `jbn.domains`."""
@@ -88,11 +88,9 @@ class Domains(Norm):
         domain = self._index(domain)
         if jnp.ndim(domain) == 1:
             return self._mixed(x, params, batch_stats, train=train, domain=domain, **options)
-        own = {name: rows(jnp.asarray(v), domain) for name, v in batch_stats.items()}
-        if not self.share_params:
-            params = {name: rows(jnp.asarray(p), domain) for name, p in params.items()}
-        y, new = self.norm.apply(x, params, own, train=train, **options)
-        return y, {n: with_row(jnp.asarray(batch_stats[n]), domain, v) for n, v in new.items()}
+        own = params if self.share_params else rows(params, domain)
+        y, new = self.norm.apply(x, own, rows(batch_stats, domain), train=train, **options)
+        return y, with_row(batch_stats, domain, new)
 
     def _mixed(self, x, params, batch_stats, *, axis=-1, domain, **options):
         if type(self.norm) is not Norm:
@@ -110,10 +108,8 @@ class Domains(Norm):
             )
         if not self.share_params:
             params = {
-                name: jnp.expand_dims(
-                    jnp.moveaxis(rows(jnp.asarray(p), domain), 0, examples), positions
-                )
-                for name, p in params.items()
+                name: jnp.expand_dims(jnp.moveaxis(p, 0, examples), positions)
+                for name, p in rows(params, domain).items()
             }
         options.update(axis=axis, domain=domain)
         return PerExample(self.n).apply(x, params, batch_stats, **options)
@@ -129,6 +125,3 @@ class Domains(Norm):
             if outside.size:
                 raise ValueError(f"`domain` must lie in 0 ... {self.n - 1}, got {outside.flat[0]}")
         return domain if isinstance(domain, int) else jnp.asarray(domain)
-
-    def _repeated(self, v):
-        return jnp.repeat(v[None], self.n, 0)

@@ -14,19 +14,9 @@ from jbn._normalize import normalize
 from jbn._remat import named
 from jbn._running import update_running
 from jbn._statistics import Moments
-from jbn._typing import Array
 from jbn.variants.by_moments import ByMoments, by_mode, normalized_by
 from jbn.variants.mixture import pooled
-
-
-def rows(s: Array, index: Array | int) -> Array:
-    """The rows of an array at an index, or at several; NaN where there is none."""
-    return s.at[index].get(mode="fill", wrap_negative_indices=False)
-
-
-def with_row(s: Array, index: Array | int, row: Array) -> Array:
-    """An array with another row at an index; the same where there is none."""
-    return s.at[index].set(row, mode="drop", wrap_negative_indices=False)
+from jbn.variants.stacked import rows
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,7 +47,7 @@ class PerExample(ByMoments):
             return sums if names is None else _collectives.psum(sums, names, groups)
 
         def back(s):
-            return jnp.moveaxis(rows(s, domain), 0, examples)
+            return jnp.moveaxis(rows({"s": s}, domain)["s"], 0, examples)
 
         def of_domains(x, **options):
             alone = x.ndim == len(axis)
@@ -78,7 +68,8 @@ class PerExample(ByMoments):
     ):
         """The running statistics of each example's domain."""
         params, axis, examples = _with_examples(x, params, axis)
-        of_each = (jnp.moveaxis(rows(batch_stats[n], domain), 0, examples) for n in ("mean", "var"))
+        own = rows(batch_stats, domain)
+        of_each = (jnp.moveaxis(own[name], 0, examples) for name in ("mean", "var"))
         options = {"axis": axis, "epsilon": epsilon, "mask": mask, "dtype": dtype}
         return normalize(x, Moments(*of_each), params, **options), batch_stats
 
