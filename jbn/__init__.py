@@ -16,6 +16,7 @@ from jbn._running import update_running as update_running
 from jbn._statistics import Moments as Moments
 from jbn.variants.conditional import conditional as conditional
 from jbn.variants.domains import domains as domains
+from jbn.variants.frozen import frozen as frozen
 from jbn.variants.ghost import ghost as ghost
 from jbn.variants.inplace import inplace as inplace
 from jbn.variants.renorm import renorm as renorm

@@ -152,6 +152,7 @@ OTHER_PUBLIC_NAMES = {
     "conditional": "test_conditional.py",
     "domains": "test_domains.py",
     "timesteps": "test_timesteps.py",
+    "frozen": "test_frozen.py",
     "ghost": "test_ghost.py",
     "renorm": "test_renorm.py",
     "ioffe_warmup": "test_warmup.py",
@@ -258,5 +259,11 @@ VARIANTS = [
         variant_reference.timesteps,
         options=lambda rng, batch: {"step": jnp.asarray(7)},
         like_plain=(jbn.timesteps(1), {"step": 0}),
+    ),
+    Variant(
+        "frozen",
+        jbn.frozen(),
+        variant_reference.frozen,
+        reductions=0,
     ),
 ]

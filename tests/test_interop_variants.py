@@ -203,3 +203,27 @@ def test_domains_are_timms_splits():
         close(stats["var"][1], layer.aux_bn[0].running_var.numpy())
     inference, _ = norm.apply(x, norm.init(4)[0], stats, train=False, domain=0, axis=1)
     close(inference, layer.eval()(torch.tensor(np.array(x))).detach().numpy())
+
+
+def test_frozen_is_torchvisions():
+    torch = pytest.importorskip("torch")
+    ops = pytest.importorskip("torchvision.ops", exc_type=(ImportError, RuntimeError))
+    layer = ops.FrozenBatchNorm2d(4)
+    rng = np.random.default_rng(0)
+    values = {
+        name: rng.uniform(0.5, 2, 4).astype(np.float32)
+        for name in ("weight", "bias", "running_mean", "running_var")
+    }
+    layer.load_state_dict({name: torch.tensor(v) for name, v in values.items()})
+    scale, bias, mean, var = map(jnp.asarray, values.values())
+    x = batches()[1][..., None].transpose(0, 2, 1, 3)
+    given = torch.tensor(np.array(x), requires_grad=True)
+    expected = layer(given)
+    expected.backward(torch.cos(given.detach()))
+
+    def ours(x):
+        params, stats = {"scale": scale, "bias": bias}, {"mean": mean, "var": var}
+        return jbn.frozen().apply(x, params, stats, train=True, axis=1)[0]
+
+    y, vjp = jax.vjp(ours, x)
+    close((y, vjp(jnp.cos(x))[0]), (expected.detach().numpy(), given.grad.numpy()))

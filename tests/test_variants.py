@@ -271,7 +271,7 @@ def test_half_precision(variant):
         return jax.vjp(lambda g: half.call(functools.partial(apply, variant), g)[0], given)[1]
 
     large = [v for v in jax.tree.leaves(jax.eval_shape(kept, half.given)) if v.size >= x.size]
-    assert sum(v.dtype.itemsize for v in large if v.dtype != half.rest[-1].dtype) == 2, large
+    assert sum(v.dtype.itemsize for v in large if v.dtype != half.rest[-1].dtype) <= 2, large
 
 
 @by_variant
@@ -281,7 +281,9 @@ def test_any_axis(variant):
     close((y.swapaxes(1, 2), updated), oracle(variant, x, params, stats, options))
 
 
-@by_variant
+@pytest.mark.parametrize(
+    "variant", [v for v in VARIANTS if v.like_plain], ids=lambda variant: variant.name
+)
 def test_is_plain_batch_norm_where_its_equations_say_so(variant):
     x, params, stats = jnp.cos(jnp.arange(72.0)).reshape(6, 3, 4), *jbn.init(4)
     norm, keywords = variant.like_plain

@@ -133,6 +133,11 @@ def timesteps(x, params, stats, *, step, **kwargs):
     return domains(x, params, stats, domain=min(int(step), last), **kwargs)
 
 
+def frozen(x, params, stats, *, train=True, mask=None, constants=None):
+    constants = Constants() if constants is None else constants
+    return normalized(x, stats["mean"], stats["var"], constants("params", params)), stats
+
+
 def derivative(function, order, step=1e-4):
     """d^order / dt1 ... dtorder of function(t1, ..., torder) at 0, by central differences."""
     total = 0.0
