@@ -23,3 +23,4 @@ from jbn.variants.renorm import renorm as renorm
 from jbn.variants.timesteps import timesteps as timesteps
 from jbn.variants.warmup import crossq_warmup as crossq_warmup
 from jbn.variants.warmup import ioffe_warmup as ioffe_warmup
+from jbn.variants.weighted_inference import weighted_inference as weighted_inference

@@ -154,6 +154,7 @@ OTHER_PUBLIC_NAMES = {
     "timesteps": "test_timesteps.py",
     "frozen": "test_frozen.py",
     "ghost": "test_ghost.py",
+    "weighted_inference": "test_weighted_inference.py",
     "renorm": "test_renorm.py",
     "ioffe_warmup": "test_warmup.py",
     "crossq_warmup": "test_warmup.py",
@@ -265,5 +266,11 @@ VARIANTS = [
         jbn.frozen(),
         variant_reference.frozen,
         reductions=0,
+    ),
+    Variant(
+        "weighted_inference",
+        jbn.weighted_inference(0.3),
+        functools.partial(variant_reference.weighted_inference, alpha=0.3),
+        like_plain=(jbn.weighted_inference(0.0), {}),
     ),
 ]

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import jbn
-from jbn.variants.mixture import pooled
+from jbn.variants.mixture import mixed, pooled
 from tolerance import tolerance
 
 
@@ -54,3 +54,21 @@ def test_derivatives_of_pooled_moments():
     for derivative in (jax.grad, jax.hessian):
         actual, expected = (jax.jit(derivative(f))(x) for f in (ours, plain))
         np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("mean", [0.0, 1e5])
+def test_mixed_moments_are_those_of_both_in_proportion(mean):
+    rng = np.random.default_rng(0)
+    one = jnp.asarray(mean + rng.standard_normal((30, 2)), jnp.float32)
+    other = jnp.asarray(mean + 3 + 2 * rng.standard_normal((10, 2)), jnp.float32)
+    m = mixed(jbn.moments(one), jbn.moments(other), 0.25)
+    both = np.concatenate([one, other]).astype(np.float64)
+    exact_mean = np.float64(m.mean) + np.float64(m.remainder)
+    np.testing.assert_allclose(exact_mean, both.mean(0), rtol=1e-9, atol=1e-6)
+    np.testing.assert_allclose(m.var, both.var(0), **tolerance("float32", 40))
+
+
+def test_mixed_with_weight_0_is_to_the_last_digit_what_it_was():
+    x = 1e4 + jnp.cos(jnp.arange(12.0)).reshape(6, 2)
+    m = jbn.moments(x)
+    jax.tree.map(np.testing.assert_array_equal, mixed(m, jbn.moments(-2 * x), 0.0), m)

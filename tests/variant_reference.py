@@ -138,6 +138,18 @@ def frozen(x, params, stats, *, train=True, mask=None, constants=None):
     return normalized(x, stats["mean"], stats["var"], constants("params", params)), stats
 
 
+def weighted_inference(x, params, stats, *, alpha, train=True, mask=None, constants=None):
+    """By the averages of x and of its square, as in the paper."""
+    if train:
+        return plain(x, params, stats, mask=mask)
+    positions = tuple(range(1, x.ndim - 1))
+    own, own_var, count = moments(x, weights_of(x, mask), positions)
+    alpha = np.where(count > 0, alpha, 0)
+    mean = alpha * own + (1 - alpha) * stats["mean"]
+    square = alpha * (own_var + own**2) + (1 - alpha) * (stats["var"] + stats["mean"] ** 2)
+    return normalized(x, mean, square - mean**2, params), stats
+
+
 def derivative(function, order, step=1e-4):
     """d^order / dt1 ... dtorder of function(t1, ..., torder) at 0, by central differences."""
     total = 0.0

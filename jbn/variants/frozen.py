@@ -42,7 +42,7 @@ def frozen(norm: Norm = plain, *, trainable_params: bool = False) -> Norm:
         [0. 1.]
 
     References:
-        He et al. (2016), "Deep Residual Learning for Image Recognition", arXiv:1512.03385 (fine-tuning).
+        He et al. (2016), "Deep Residual Learning for Image Recognition", arXiv:1512.03385.
     """
     return Frozen(norm, trainable_params)
 

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from jbn._masking import squared
 from jbn._statistics import Moments
@@ -41,3 +42,20 @@ def pooled(
     var = nan_unless_finite(jnp.maximum(divide(second, count) - squared(first), 0))
     mean = anchor + first
     return Moments(mean, var, count, (anchor - mean) + first)
+
+
+def mixed(m: Moments, other: Moments, weight: ArrayLike) -> Moments:
+    """The moments of a value that is drawn from the other population with a probability.
+
+        mean = (1 - weight) * mean + weight * other.mean
+        var  = (1 - weight) * var + weight * other.var + weight * (1 - weight) * |other.mean - mean|^2
+
+    Exactly those of `m`, whose count it has, where the weight is 0. Both have remainders.
+    """
+    mean, lost = jnp.asarray(m.mean), jnp.asarray(m.remainder)
+    distance = (jnp.asarray(other.mean) - mean) + (jnp.asarray(other.remainder) - lost)
+    weight = jnp.asarray(weight)
+    step = weight.astype(distance.dtype) * distance
+    moved = mean + step
+    var = (1 - weight) * m.var + weight * other.var + weight * (1 - weight) * squared(distance)
+    return Moments(moved, var, m.count, ((mean - moved) + step) + lost)

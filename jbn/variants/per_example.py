@@ -40,7 +40,7 @@ class PerExample(ByMoments):
     def in_training(self, x, params, batch_stats, *, train, average, domain, axis, **options):
         """The moments of all examples of a domain, on all devices."""
         names, groups = options.pop("axis_name"), options.pop("axis_index_groups")
-        params, axis, examples = _with_examples(x, params, axis)
+        params, axis, examples = examples_as_features(x, params, axis)
 
         def total(*values):
             sums = tuple(_by_domain(jnp.moveaxis(v, examples, 0), domain, self.n) for v in values)
@@ -67,15 +67,15 @@ class PerExample(ByMoments):
         self, x, params, batch_stats, *, domain, axis, epsilon=1e-5, mask=None, dtype=None, **_
     ):
         """The running statistics of each example's domain."""
-        params, axis, examples = _with_examples(x, params, axis)
+        params, axis, examples = examples_as_features(x, params, axis)
         own = rows(batch_stats, domain)
         of_each = (jnp.moveaxis(own[name], 0, examples) for name in ("mean", "var"))
         options = {"axis": axis, "epsilon": epsilon, "mask": mask, "dtype": dtype}
         return normalize(x, Moments(*of_each), params, **options), batch_stats
 
 
-def _with_examples(x, params, axis):
-    """Parameters, feature axes and that of the examples, where the examples are features too."""
+def examples_as_features(x, params, axis):
+    """Parameters and feature axes where the examples are features too, and the axis of those."""
     reduced = _checks.reduction_axes(axis, x.ndim)
     params = {
         name: p if p.ndim == x.ndim else lax.expand_dims(p, reduced) for name, p in params.items()
