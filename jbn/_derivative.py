@@ -145,7 +145,8 @@ def _apart(kept):
     needs it as well: then x - mean is written to memory first. With a mean behind a barrier it does not
     see that it is the same.
     """
-    return jax.tree.map(lambda v: v if v.ndim > 1 else jax.lax.optimization_barrier(v), kept)
+    ndim = max(v.ndim for v in jax.tree.leaves(kept))
+    return jax.tree.map(lambda v: v if v.ndim == ndim else jax.lax.optimization_barrier(v), kept)
 
 
 def _moments_tangent(reduction, d, weights, m, t, tweights):

@@ -20,9 +20,14 @@ def initializing():
         _quiet.reset(token)
 
 
+def is_initializing() -> bool:
+    """Whether the call is within `initializing`."""
+    return _quiet.get()
+
+
 def warn_if_single(count: int) -> None:
     """One value per channel is allowed in training and worth a word: the output is then `bias`."""
-    if count == 1 and not _quiet.get():
+    if count == 1 and not is_initializing():
         warnings.warn(
             "batch norm in training with one value per channel: the output is `bias` and the batch "
             "variance 0, whatever `x` is; use a larger batch, `axis_name`, or train=False",

@@ -1,12 +1,14 @@
 """The registry: every case of a batch norm call that each transformation and oracle is tried on."""
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 
 import jbn
+import variant_reference
 
 
 @dataclasses.dataclass(frozen=True)
@@ -147,6 +149,15 @@ FUNCTIONS = {
 OTHER_PUBLIC_NAMES = {
     "init": "test_batch_norm.py",
     "Form": "test_form.py",
+    "conditional": "test_conditional.py",
+    "domains": "test_domains.py",
+    "timesteps": "test_timesteps.py",
+    "frozen": "test_frozen.py",
+    "ghost": "test_ghost.py",
+    "weighted_inference": "test_weighted_inference.py",
+    "renorm": "test_renorm.py",
+    "ioffe_warmup": "test_warmup.py",
+    "crossq_warmup": "test_warmup.py",
     "Moments": "test_moments.py",
     "Norm": "test_norm.py",
     "plain": "test_norm.py",
@@ -156,3 +167,110 @@ OTHER_PUBLIC_NAMES = {
     "nnx": "test_nnx.py",
     "tools": "test_average.py",
 }
+
+
+@dataclasses.dataclass(frozen=True)
+class Variant:
+    """A norm, its oracle, and what the tests of every variant must know of it.
+
+    Attributes:
+        oracle: see variant_reference.py.
+        options: the keywords of a call, from a random generator and the batch.
+        static: keywords that are no arrays.
+        like_plain: a norm, and the keywords of its call, that is plain batch norm.
+        rounds_as_plain: and that to the last digit.
+        reductions: over arrays of the size of x in the backward pass.
+        written: arrays of the size of x in a step: y and dx.
+    """
+
+    name: str
+    norm: jbn.Norm
+    oracle: Any
+    options: Any = None
+    static: Any = dataclasses.field(default_factory=dict, hash=False)
+    like_plain: Any = dataclasses.field(default=None, hash=False)
+    rounds_as_plain: bool = True
+    reductions: int = 2
+    written: int = 2
+
+    def make(self, batch: int = 6):
+        """x, params, batch_stats, and the options."""
+        rng = np.random.default_rng(0)
+        x = jnp.asarray(1 + 2 * rng.standard_normal((batch, 3, 4)), jnp.float32)
+        params, stats = self.norm.init(4)
+        params = {n: jnp.asarray(rng.uniform(0.5, 2.0, v.shape), v.dtype) for n, v in params.items()}
+        low = {"mean": -1.0, "var": 0.5}
+        stats = {
+            n: jnp.asarray(rng.uniform(low[n], 2.0, v.shape), v.dtype) if n in low else v
+            for n, v in stats.items()
+        }
+        return x, params, stats, {} if self.options is None else self.options(rng, batch)
+
+    def mask(self, kind: str, batch: int = 6):
+        """A mask in which no group of three examples is left with one value."""
+        rng = np.random.default_rng(1)
+        keep = np.ones((batch, 3, 1), bool)
+        keep[::2, 1] = keep[1::4, 0] = False
+        if kind == "full":
+            keep[:] = True
+        return jnp.asarray(keep * rng.uniform(0.5, 2.0, keep.shape) if kind == "weights" else keep)
+
+
+VARIANTS = [
+    Variant(
+        "ghost",
+        jbn.ghost(groups=3),
+        functools.partial(variant_reference.ghost, group_of=(0, 0, 1, 1, 2, 2)),
+        like_plain=(jbn.ghost(groups=1), {}),
+    ),
+    Variant(
+        "renorm",
+        jbn.renorm(r_max=1.2, d_max=0.3),
+        functools.partial(variant_reference.renorm, r_max=1.2, d_max=0.3),
+        like_plain=(jbn.renorm(r_max=1.0, d_max=0.0, running="variance"), {}),
+    ),
+    Variant(
+        "conditional",
+        jbn.conditional(),
+        variant_reference.conditional,
+        options=lambda rng, batch: {
+            "scale": jnp.asarray(rng.uniform(0.5, 2.0, (batch, 4)), jnp.float32),
+            "bias": jnp.asarray(rng.standard_normal((batch, 4)), jnp.float32),
+        },
+        like_plain=(jbn.conditional(), {"scale": jnp.ones(4), "bias": jnp.zeros(4)}),
+    ),
+    Variant(
+        "domains",
+        jbn.domains(3),
+        variant_reference.domains,
+        static={"domain": 1},
+        like_plain=(jbn.domains(1), {"domain": 0}),
+    ),
+    Variant(
+        "domains of each example",
+        jbn.domains(3, share_params=False),
+        variant_reference.domains,
+        options=lambda rng, batch: {"domain": jnp.resize(jnp.array([2, 0, 2, 0, 0, 2]), batch)},
+        like_plain=(jbn.domains(1), {"domain": jnp.zeros(6, jnp.int32)}),
+        rounds_as_plain=False,
+    ),
+    Variant(
+        "timesteps",
+        jbn.timesteps(3),
+        variant_reference.timesteps,
+        options=lambda rng, batch: {"step": jnp.asarray(7)},
+        like_plain=(jbn.timesteps(1), {"step": 0}),
+    ),
+    Variant(
+        "frozen",
+        jbn.frozen(),
+        variant_reference.frozen,
+        reductions=0,
+    ),
+    Variant(
+        "weighted_inference",
+        jbn.weighted_inference(0.3),
+        functools.partial(variant_reference.weighted_inference, alpha=0.3),
+        like_plain=(jbn.weighted_inference(0.0), {}),
+    ),
+]

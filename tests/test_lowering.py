@@ -52,6 +52,23 @@ def test_the_backward_pass_is_two_reductions_and_one_elementwise_pass():
 
 
 @pytest.mark.cpu
+def test_with_several_feature_axes_no_more_is_written():
+    params, batch_stats = jbn.init((8, 16))
+
+    def step(x, params, dy):
+        def function(x, params):
+            return jbn.batch_norm(x, params, batch_stats, train=True, axis=(2, 3))[0]
+
+        y, vjp = jax.vjp(function, x, params)
+        return y, vjp(dy)
+
+    hlo = compiled(step, X, params, X).as_text()
+    entry = hlo[hlo.index("ENTRY") :]
+    written = re.findall(r"^ *%?(\S+) = f32\[32,8,8,16\]\S* (?!parameter)(\S+)\(", entry, re.M)
+    assert len([kind for _, kind in written if kind == "fusion"]) == 2, written
+
+
+@pytest.mark.cpu
 def test_a_step_needs_no_memory_of_the_size_of_x_but_its_results():
     memory = compiled(step, X, PARAMS, X).memory_analysis()
     assert memory.temp_size_in_bytes < 4 * np.prod(SHAPE) / 8

@@ -1,0 +1,150 @@
+"""Batch renormalization: training sees what inference will, up to what the limits leave over."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, Literal
+
+import jax.numpy as jnp
+from jax import lax
+
+from jbn import _checks, _dtypes
+from jbn._norm import Norm
+from jbn._running import update_running
+from jbn.variants.by_moments import ByMoments, by_mode, normalized_by, running
+
+RenormRunning = Literal["deviation", "variance"]
+Limit = float | Callable[[Any], Any]
+
+
+def renorm(r_max: Limit = 3.0, d_max: Limit = 5.0, *, running: RenormRunning = "deviation") -> Norm:
+    """Batch renormalization: the batch's statistics corrected towards the running ones.
+
+        s = sqrt(var_B + epsilon);  sigma = sqrt(var + epsilon), of the running variance
+        r = stop_gradient(clip(s / sigma, 1 / r_max, r_max))
+        d = stop_gradient(clip((mean_B - mean) / sigma, -d_max, d_max))
+        y = scale * ((x - mean_B) / s * r + d) + bias
+
+    Within the limits y is that of inference, (x - mean) / sigma, while the gradients are those of batch
+    norm. For small batches, for batches that are not drawn alike, and for deep reinforcement learning.
+    With r_max 1 and d_max 0 it is batch norm: begin with that, `jbn.ioffe_warmup` or
+    `jbn.crossq_warmup`, until the running statistics mean something. It costs what batch norm costs.
+
+    `running` says what is averaged:
+
+        "deviation"  s, as in the paper, Keras and tf_keras; `var` is its square less epsilon
+        "variance"   var_B, as in batch norm (sbx, CrossQ; torchrl and sb3-contrib the unbiased one)
+
+    sbx adds epsilon to the corrected variance instead, var_B + r^2 * epsilon, the same where the
+    variance is large against it; its gradient is NaN where the variance is 0. Keras is unclipped unless
+    told otherwise, `r_max=inf, d_max=inf` here.
+
+    Args:
+        r_max, d_max: the limits, >= 1 and >= 0: numbers, or schedules, functions of the number of
+            training steps before this one, which `batch_stats` then counts in `steps`.
+        running: see above.
+
+    Returns:
+        A `Norm`. Its `apply` takes `r_max` and `d_max` too, for this call, traced if need be.
+
+    Raises:
+        ValueError: an argument is not of the form above; from `apply`, `running_variance="unbiased"`
+            where deviations are averaged.
+        TypeError: from `apply`, where `x` is complex.
+
+    Example:
+        >>> import jax.numpy as jnp, jbn
+        >>> norm = jbn.renorm(r_max=3.0, d_max=5.0)
+        >>> params, batch_stats = norm.init(1)             # mean 0, variance 1
+        >>> x = jnp.array([[0.], [1.]])
+        >>> y, batch_stats = norm.apply(x, params, batch_stats, train=True)
+        >>> print(y.round(2).ravel())                      # batch norm: -1, 1
+        [0. 1.]
+
+    References:
+        Ioffe (2017), "Batch Renormalization: Towards Reducing Minibatch Dependence in Batch-Normalized
+        Models", arXiv:1702.03275; Bhatt et al. (2024), "CrossQ", arXiv:1902.05605.
+    """
+    return Renorm(r_max, d_max, running)
+
+
+@dataclasses.dataclass(frozen=True)
+class Renorm(ByMoments):
+    """See `renorm`."""
+
+    r_max: Limit
+    d_max: Limit
+    running: RenormRunning
+
+    def __post_init__(self):
+        for name, least in (("r_max", 1), ("d_max", 0)):
+            limit = getattr(self, name)
+            if not callable(limit) and not limit >= least:
+                raise ValueError(f"`{name}` must be at least {least} or a schedule, got {limit!r}")
+        _checks.choice("running", self.running, RenormRunning)
+
+    def init(self, features, **options):
+        """Those of batch norm, and `steps` where a limit is a schedule."""
+        params, batch_stats = super().init(features, **options)
+        if callable(self.r_max) or callable(self.d_max):
+            batch_stats["steps"] = jnp.zeros((), jnp.int32)
+        return params, batch_stats
+
+    def apply(self, x, params, batch_stats, *, train, r_max=None, d_max=None, **options):
+        """y and the updated statistics: see `jbn.batch_norm` and `jbn.renorm`."""
+        given = {"r_max": r_max, "d_max": d_max}
+        options.update({name: jnp.asarray(v) for name, v in given.items() if v is not None})
+        return super().apply(x, params, batch_stats, train=train, **options)
+
+    def in_training(self, x, params, batch_stats, *, train, average, axis, **options):
+        """Batch norm with scale * r and bias + scale * d."""
+        if jnp.iscomplexobj(x):
+            raise TypeError(f"`x` must be real for a batch renormalization, got {x.dtype}")
+        limits = {name: options.pop(name, getattr(self, name)) for name in ("r_max", "d_max")}
+        epsilon = options.get("epsilon", 1e-5)
+
+        def corrected(m, params):
+            old = running(batch_stats, m)
+            r_max, d_max = (
+                jnp.asarray(v(batch_stats["steps"]) if callable(v) else v, m.var.dtype)
+                for v in limits.values()
+            )
+            sigma = jnp.sqrt(old.var + epsilon)
+            r = jnp.clip(jnp.sqrt(m.var + epsilon) / sigma, 1 / r_max, r_max)
+            d = jnp.clip((m.mean - old.mean + m.remainder) / sigma, -d_max, d_max)
+            r, d = lax.stop_gradient(by_mode(train, (r, d), (1.0, 0.0)))
+            return by_mode(train, m, old), _composed(params, r, d, axis, x.ndim)
+
+        y, m = normalized_by(corrected, x, params, axis=axis, shift=batch_stats["mean"], **options)
+        updated = self._updated(batch_stats, m, epsilon, average)
+        return y, by_mode(train, updated, batch_stats)
+
+    def _updated(self, batch_stats, m, epsilon, average):
+        if "steps" in batch_stats:
+            batch_stats = {**batch_stats, "steps": batch_stats["steps"] + 1}
+        if self.running == "variance":
+            return update_running(batch_stats, m, **average)
+        if average.get("running_variance") == "unbiased":
+            raise ValueError(
+                "`running_variance` must be 'biased' where deviations are averaged, got 'unbiased'; "
+                "that is for jbn.renorm(running='variance')"
+            )
+        var, sigma = batch_stats["var"], jnp.sqrt(batch_stats["var"] + epsilon)
+        deviation = dataclasses.replace(m, var=jnp.sqrt(m.var + epsilon))
+        updated = update_running({**batch_stats, "var": sigma}, deviation, **average)
+        new = updated["var"]
+        # What was not updated stays as it is, to the last digit.
+        updated["var"] = jnp.where(new == sigma, var, jnp.maximum(jnp.square(new) - epsilon, 0))
+        return updated
+
+
+def _composed(params, r, d, axis, ndim):
+    """(z * r + d) * scale + bias as parameters of z."""
+    if any(p.ndim == ndim for p in params.values()):
+        reduced = _checks.reduction_axes(axis, ndim)
+        values = {"r": r, "d": d, **params}
+        values = {n: v if v.ndim == ndim else lax.expand_dims(v, reduced) for n, v in values.items()}
+        r, d, *_ = values.values()
+        params = {name: values[name] for name in params}
+    params = {name: p.astype(_dtypes.promote(p.dtype)) for name, p in params.items()}
+    scale = params.get("scale", jnp.ones_like(r))
+    return {"scale": scale * r, "bias": scale * d + params.get("bias", jnp.zeros_like(d))}
