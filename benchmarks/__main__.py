@@ -5,7 +5,16 @@ import os
 import subprocess
 import sys
 
-BENCHMARKS = ("numerics", "exactness", "layer", "devices", "train_step", "compile_time", "memory")
+BENCHMARKS = (
+    "numerics",
+    "exactness",
+    "layer",
+    "devices",
+    "train_step",
+    "compile_time",
+    "memory",
+    "programs",
+)
 HOST_DEVICES = {"devices": 8}
 
 

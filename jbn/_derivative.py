@@ -52,7 +52,12 @@ def normalized(
     """y of given moments, in `dtype`, differentiable. The weights matter to the gradients alone."""
     del weights
     affine = affine._replace(scale=form.training_scale(affine, m, dtype))
-    return form.activation(scale_and_shift(reduction, x, m, affine)).astype(dtype)
+    y = form.activation(scale_and_shift(reduction, x, m, affine)).astype(dtype)
+    if form.lossless:
+        return y
+    # XLA on a GPU takes a cast to half precision and back for none: it would invert what y was before,
+    # make that from x, and so keep x. A TPU makes z again from x by itself, and is not to be kept from it.
+    return choose(y, gpu=jax.lax.optimization_barrier, default=lambda y: y)
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0, 1))
