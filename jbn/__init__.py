@@ -14,12 +14,14 @@ from jbn._normalize import normalize as normalize
 from jbn._remat import remat_policy as remat_policy
 from jbn._running import update_running as update_running
 from jbn._statistics import Moments as Moments
+from jbn.variants.batch_group import batch_group as batch_group
 from jbn.variants.conditional import conditional as conditional
 from jbn.variants.domains import domains as domains
 from jbn.variants.frozen import frozen as frozen
 from jbn.variants.ghost import ghost as ghost
 from jbn.variants.inplace import inplace as inplace
 from jbn.variants.renorm import renorm as renorm
+from jbn.variants.streaming import streaming as streaming
 from jbn.variants.timesteps import timesteps as timesteps
 from jbn.variants.warmup import crossq_warmup as crossq_warmup
 from jbn.variants.warmup import ioffe_warmup as ioffe_warmup

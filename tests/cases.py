@@ -149,11 +149,13 @@ FUNCTIONS = {
 OTHER_PUBLIC_NAMES = {
     "init": "test_batch_norm.py",
     "Form": "test_form.py",
+    "batch_group": "test_batch_group.py",
     "conditional": "test_conditional.py",
     "domains": "test_domains.py",
     "timesteps": "test_timesteps.py",
     "frozen": "test_frozen.py",
     "ghost": "test_ghost.py",
+    "streaming": "test_streaming.py",
     "weighted_inference": "test_weighted_inference.py",
     "renorm": "test_renorm.py",
     "ioffe_warmup": "test_warmup.py",
@@ -272,5 +274,17 @@ VARIANTS = [
         jbn.weighted_inference(0.3),
         functools.partial(variant_reference.weighted_inference, alpha=0.3),
         like_plain=(jbn.weighted_inference(0.0), {}),
+    ),
+    Variant(
+        "streaming",
+        jbn.streaming(),
+        variant_reference.streaming,
+        like_plain=(jbn.streaming(), {"momentum": 0.0}),
+    ),
+    Variant(
+        "batch_group",
+        jbn.batch_group(2),
+        functools.partial(variant_reference.batch_group, groups=2),
+        like_plain=(jbn.batch_group(4), {}),
     ),
 ]
