@@ -1,0 +1,3 @@
+"""How fast is one batch norm layer?"""
+
+from benchmarks.layer.command import main as main
