@@ -1,4 +1,4 @@
-"""`python -m benchmarks [command] [arguments]`: one command, or all of them; --list prints the names."""
+"""`python -m benchmarks [command] [arguments]`: one or all of them; --list prints their names."""
 
 import importlib
 import os

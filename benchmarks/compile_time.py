@@ -14,14 +14,11 @@ import itertools
 import re
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 from flax import linen as nn
-from matplotlib.figure import Figure
 
 from benchmarks.shared import networks, report, timing
 
@@ -53,17 +50,6 @@ def stages(model: nn.Module, given: tuple) -> tuple[dict[str, float], dict[str, 
     return taken, program_size(lowered.as_text(), compiled.as_text() or "")
 
 
-@contextmanager
-def without_persistent_cache():
-    """Compiles what is on the disk as well."""
-    enabled = jax.config.jax_enable_compilation_cache  # pyright: ignore[reportAttributeAccessIssue]
-    jax.config.update("jax_enable_compilation_cache", False)
-    try:
-        yield
-    finally:
-        jax.config.update("jax_enable_compilation_cache", enabled)
-
-
 def measure(
     made: Mapping[str, nn.Module], shape: tuple[int, ...], repeats: int
 ) -> dict[str, dict[str, Any]]:
@@ -77,11 +63,10 @@ def measure(
             found[name]["seconds"][stage].append(seconds)
         return sum(taken.values())
 
-    with without_persistent_cache():
-        # What the first tracing and lowering of a process set up belongs to no norm.
-        small = networks.Stack(networks.NORMS["flax"])
-        stages(small, networks.abstract(small, (2, 8, 8, 1)))
-        totals = timing.rounds({name: functools.partial(total, name) for name in made}, repeats)
+    # What the first tracing and lowering of a process set up belongs to no norm.
+    small = networks.Stack(networks.NORMS["flax"])
+    stages(small, networks.abstract(small, (2, 8, 8, 1)))
+    totals = timing.rounds({name: functools.partial(total, name) for name in made}, repeats)
     for name, row in found.items():
         row["seconds"]["total"] = totals[name]
         row["by flax"] = np.divide(totals[name], totals["flax"]).tolist()
@@ -105,47 +90,25 @@ def tables(figures: Mapping[str, Any], title: str) -> list[str]:
     ]
 
 
-def picture(figures: Mapping[str, Any], title: str, path: Path) -> None:
-    """Seconds by stage, one bar upon another, and the optimized program's instructions."""
-    figure = Figure(figsize=(9.4, 3.3), dpi=110, layout="constrained")
-    left, right = figure.subplots(1, 2)
-    names = list(figures)
-    start = np.zeros(len(names))
-    for stage in STAGES:
-        values = [np.median(figures[name]["seconds"][stage]) for name in names]
-        left.barh(names, values, left=start, label=stage)
-        start = start + values
-    for i, total in enumerate(start):
-        left.annotate(f"{total:.1f}", (total, i), (4, 0), textcoords="offset points", va="center")
-    left.invert_yaxis()
-    left.margins(x=0.15)
-    left.set(xlabel="seconds", title=title)
-    left.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=3, frameon=False)
-    sizes = {name: row["size"]["optimized instructions"] for name, row in figures.items()}
-    report.bars(right, sizes, {name: f"{value:,}" for name, value in sizes.items()})
-    right.set(xlabel="instructions of the optimized program")
-    figure.savefig(path)
-
-
 def main(argv: Sequence[str]) -> dict[str, Any]:
-    """Measures, prints, writes compile_time.json, .md and .png; returns what the first of them holds."""
+    """Measures, prints, writes compile_time.json and .md; returns what the first of them holds."""
     parser = report.parser("compile_time", __doc__)
     parser.add_argument("--repeats", type=report.positive, default=5)
-    parser.add_argument("--size", type=report.positive, default=64, help="height and width of the images")
+    parser.add_argument(
+        "--size", type=report.positive, default=64, help="height and width of the images"
+    )
     parser.add_argument("--batch", type=report.positive, default=4)
     parser.add_argument("--small", action="store_true", help="a small CNN instead of ResNet-50")
     options = parser.parse_args(argv)
-    network = "the small CNN" if options.small else "ResNet-50"
-    make = functools.partial(networks.resnet50, classes=1000, small_images=False)
+    jax.config.update("jax_enable_compilation_cache", False)
+    resnet = functools.partial(networks.resnet50, classes=1000, small_images=False)
     made: dict[str, nn.Module] = {
-        name: networks.Stack(norm) if options.small else make(norm=norm)
+        name: networks.Stack(norm) if options.small else resnet(norm=norm)
         for name, norm in networks.NORMS.items()
     }
     shape = (options.batch, options.size, options.size, 3)
     found = measure(made, shape, options.repeats)
+    network = "the small CNN" if options.small else "ResNet-50"
     title = f"A training step of {network}, images {shape}, {options.repeats} repetitions"
-    results = report.write(
-        "compile_time", argv, options.out, {"figures": found}, tables(found, title)
-    )
-    picture(found, f"a training step of {network}", options.out / "compile_time.png")
-    return results
+    shown = tables(found, title)
+    return report.write("compile_time", argv, options.out, {"figures": found}, shown)

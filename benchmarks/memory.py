@@ -17,14 +17,12 @@ import argparse
 import functools
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import flax.linen
 import jax
 import numpy as np
 from flax import linen as nn
-from matplotlib.figure import Figure
 
 import jbn
 from benchmarks.shared import networks, report, timing
@@ -183,27 +181,14 @@ def table(title: str, rows: Mapping[str, Any]) -> str:
     return report.table(title, "norm", cells)
 
 
-def picture(figures: Mapping[str, Any], path: Path) -> None:
-    """Residuals and compiled memory of each case, a row of panels for each network."""
-    columns = ("kept by JAX", "compiled")
-    figure = Figure(figsize=(10.5, 2.1 * len(figures)), dpi=100, layout="constrained")
-    panels = figure.subplots(len(figures), len(columns), squeeze=False)
-    for line, (network, rows) in zip(panels, figures.items(), strict=True):
-        for axes, what in zip(line, columns, strict=True):
-            sizes = {name: row[what] / MIB for name, row in rows.items()}
-            texts = {name: f"{s:.3g} ({s / sizes[BASE]:.2f})" for name, s in sizes.items()}
-            report.bars(axes, sizes, texts)
-            axes.set(title=network, xlabel=f"{what}, MiB")
-        line[1].set_yticklabels([])
-    figure.savefig(path)
-
-
 def main(argv: Sequence[str]) -> dict[str, Any]:
-    """Measures, prints, writes memory.json, .md and .png; returns what the first of them holds."""
+    """Measures, prints, writes memory.json and .md; returns what the first of them holds."""
     parser = report.parser("memory", __doc__)
     parser.add_argument("--batch", type=report.positive, default=64)
     parser.add_argument("--size", type=report.positive, default=32, help="height and width")
-    parser.add_argument("--width", type=report.positive, default=32, help="channels; ResNet-18: twice that")
+    parser.add_argument(
+        "--width", type=report.positive, default=32, help="channels; ResNet-18: twice that"
+    )
     parser.add_argument("--layers", type=report.positive, default=12, help="of the stacks")
     parser.add_argument("--rounds", type=report.positive, default=7, help="how often each is timed")
     options = parser.parse_args(argv)
@@ -218,8 +203,5 @@ def main(argv: Sequence[str]) -> dict[str, Any]:
     ]
     shown = {dtype: {n: f"{v:.2f}" for n, v in row.items()} for dtype, row in layer.items()}
     tables.append(report.table(f"Kept of one layer, x {ONE_LAYER}, in sizes of x", "dtype", shown))
-    results = report.write(
-        "memory", argv, options.out, {"figures": found, "one layer": layer}, tables
-    )
-    picture(found, options.out / "memory.png")
-    return results
+    figures = {"figures": found, "one layer": layer}
+    return report.write("memory", argv, options.out, figures, tables)

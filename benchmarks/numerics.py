@@ -34,6 +34,7 @@ INPUTS = {  # (mean, deviation); without deviation y is to be exactly the bias, 
     "constant 1.234567e7": (1.234567e7, 0.0),
 }
 RATIOS = np.logspace(0, 7, 15)
+PEERS = ("flax.linen", "flax.linen, two-pass", "haiku", "equinox", "keras", "torch")
 # Each the worst of so many calls: jbn's three forms, with jit and without, with a mask and without.
 JBN = "jbn, worst of 12"
 Way = Callable[[Case, str], steps.Prepared]
@@ -44,7 +45,7 @@ WAYS: dict[str, list[tuple[Way, bool]]] = {
         for jit in (True, False)
         for masked in (False, True)
     ],
-    **{name: [(steps.CALLS[name], False)] for name in steps.LIBRARIES if name not in ("jbn", "torch")},
+    **{name: [(steps.CALLS[name], False)] for name in PEERS},
 }
 
 
@@ -54,7 +55,9 @@ def make(shape: Sequence[int], mean: float, deviation: float, seed: int) -> Case
     x, dy = (rng.standard_normal(shape).astype(np.float32) for _ in range(2))
     zero = np.zeros(shape[-1], np.float32)
     x = mean + deviation * x.astype(np.float64)
-    return Case(-1, Values(zero + 1, zero, zero, zero + 1), jnp.asarray(x, jnp.float32), jnp.asarray(dy))
+    return Case(
+        -1, Values(zero + 1, zero, zero, zero + 1), jnp.asarray(x, jnp.float32), jnp.asarray(dy)
+    )
 
 
 def measure(case: Case, names: Sequence[str], mode: str) -> dict[str, dict[str, float]]:
@@ -133,9 +136,7 @@ def main(argv: Sequence[str]) -> dict[str, Any]:
         "sweep": {"mean / deviation": RATIOS.tolist(), **sweep},
         "skipped": skipped,
     }
-    results = report.write(
-        "numerics", argv, options.out, figures, tables(inputs, options.shape)
-    )
+    results = report.write("numerics", argv, options.out, figures, tables(inputs, options.shape))
     title = f"training mode, float32 input of shape {tuple(options.shape)}"
     picture(sweep, title, options.out / "numerics.png")
     return results

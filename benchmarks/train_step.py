@@ -11,13 +11,10 @@ running statistics of jbn must be Flax's.
 import argparse
 import functools
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 from flax import linen as nn
-from matplotlib.figure import Figure
 
 from benchmarks.shared import networks, processes, report, timing
 
@@ -57,7 +54,7 @@ def _carrying(step, state, images, labels):
 
 
 def measure(options: argparse.Namespace) -> dict[str, dict[str, dict[str, float]]]:
-    """By network and norm: milliseconds per step, and its time by that without a norm and with Flax's."""
+    """By network and norm: milliseconds per step, and their ratios."""
     found = {}
     for network in options.network:
         images, labels = networks.data((options.batch, *NETWORKS[network]), options.seed)
@@ -88,19 +85,8 @@ def table(network: str, rows: Mapping[str, Any], batch: int) -> str:
     return report.table(f"{network}, {batch} images, the time of a training step", "norm", cells)
 
 
-def picture(figures: Mapping[str, Any], path: Path) -> None:
-    """Milliseconds per step by norm, a panel for each network."""
-    figure = Figure(figsize=(4.6 * len(figures), 2.4), dpi=110, layout="constrained")
-    panels = figure.subplots(1, len(figures), squeeze=False)[0]
-    for axes, (network, rows) in zip(panels, figures.items(), strict=True):
-        values = {name: float(np.median(row["ms"])) for name, row in rows.items()}
-        report.bars(axes, values, {name: report.span(row["ms"], ".3g") for name, row in rows.items()})
-        axes.set(title=network, xlabel="milliseconds per training step")
-    figure.savefig(path)
-
-
 def main(argv: Sequence[str]) -> dict[str, Any]:
-    """Measures, prints, writes train_step.json, .md and .png; returns what the first of them holds."""
+    """Measures, prints, writes train_step.json and .md; returns what the first of them holds."""
     parser = report.parser("train_step", __doc__)
     parser.add_argument("--batch", type=report.positive, default=32, help="images in a step")
     parser.add_argument("--width", type=report.positive, default=64, help="of ResNet-18's first stage")
@@ -110,6 +96,4 @@ def main(argv: Sequence[str]) -> dict[str, Any]:
     options = parser.parse_args(argv)
     found = processes.repeated("train_step", argv, options.runs, lambda: measure(options))
     tables = [table(network, rows, options.batch) for network, rows in found.items()]
-    results = report.write("train_step", argv, options.out, {"figures": found}, tables)
-    picture(found, options.out / "train_step.png")
-    return results
+    return report.write("train_step", argv, options.out, {"figures": found}, tables)

@@ -1,3 +1,3 @@
-"""How fast is one batch norm layer?"""
+"""How fast one batch norm layer is."""
 
 from benchmarks.layer.command import main as main

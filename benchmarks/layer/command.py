@@ -3,11 +3,12 @@
     python -m benchmarks layer
     python -m benchmarks layer --form call --mode forward --shape 32 14 14 1024
 
-jbn, Flax's Linen and NNX, Haiku, Equinox, Keras on JAX and PyTorch, in turn in one process, over and
-over, and all of it again in other processes. Every result is compared with float64 before it is timed,
-and a wrong one is not timed. Two forms: "loop", steps inside one compiled loop whose y and dx are the
-next step's x and dy, with a copy in the same rounds as the limit; and "call", one compiled call at a
-time, PyTorch's too. The data are well scaled; `exactness` has others.
+jbn, Flax's Linen (twice: what its two columns differ by is noise) and NNX, Haiku, Equinox, Keras on JAX
+and PyTorch, in turn in one process, over and over, and all of it again in other processes. Every result
+is compared with float64 before it is timed, and a wrong one is not timed. Two forms: "loop", steps
+inside one compiled loop whose y and dx are the next step's x and dy, with a copy in the same rounds as
+the limit; and "call", one compiled call at a time, PyTorch's too. The data are well scaled; `exactness`
+has others.
 """
 
 import argparse
@@ -18,7 +19,8 @@ from typing import Any
 import numpy as np
 
 from benchmarks.layer import bandwidth, figures
-from benchmarks.shared import case, processes, report, steps, timing, torch_adapter
+from benchmarks.layer.figures import BASE
+from benchmarks.shared import case, processes, report, steps, timing
 from benchmarks.shared.layer_times import FORMS, measure
 
 LAYERS = (  # ResNet-50 at batch 32, an MLP, a sequence, and channels first
@@ -33,7 +35,14 @@ LAYERS = (  # ResNet-50 at batch 32, an MLP, a sequence, and channels first
     ((64, 1000, 128), -1),
     ((32, 64, 56, 56), 1),
 )
-BASE = "flax.linen"  # what all speeds are relative to
+# glibc gives large freed blocks back to the system, which maps and zeroes them anew at the next call,
+# or does not: by the luck of the heap one of two calls of one program takes twice as long.
+HUGE = str(2**40)
+KEEP_PAGES = {
+    "MALLOC_TRIM_THRESHOLD_": HUGE,
+    "MALLOC_MMAP_THRESHOLD_": HUGE,
+    "MALLOC_TOP_PAD_": str(2**28),
+}
 
 
 def options(argv: Sequence[str]) -> argparse.Namespace:
@@ -44,7 +53,7 @@ def options(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--dtype", choices=case.TOLERANCES, nargs="+", default=["float32"])
     parser.add_argument("--mode", choices=case.MODES, nargs="+", default=case.MODES)
     parser.add_argument("--form", choices=FORMS, nargs="+", default=list(FORMS))
-    peers = [name for name in steps.LIBRARIES if name not in ("jbn", BASE)]
+    peers = [name for name in figures.LIBRARIES if name not in ("jbn", BASE)]
     parser.add_argument("--peers", choices=peers, nargs="*", default=peers, help=f"beside {BASE}")
     parser.add_argument("--rounds", type=report.positive, default=7)
     processes.add_flag(parser, 3)
@@ -71,11 +80,8 @@ def times(chosen: argparse.Namespace, names: Sequence[str]) -> dict[str, Any]:
     found: dict[str, Any] = {"timed": {}, "refused": {}}
     number = len(chosen.layers) * len(chosen.dtype) * len(chosen.mode) * len(chosen.form)
     for made, wanted, mode, form in report.progress(jobs(chosen), "layers", number):
-        libraries = {
-            name: (steps.LOOPS if form == "loop" else steps.CALLS)[name]
-            for name in names
-            if name in steps.LOOPS or (form == "call" and torch_adapter.takes(name, made))
-        }
+        known = steps.LOOPS if form == "loop" else steps.CALLS
+        libraries = {name: known[name] for name in names if name in known}
         others = {"copy": bandwidth.copy_timer(made.x.nbytes)} if form == "loop" else {}
         measured = measure(form, libraries, made, mode, wanted, chosen.rounds, others)
         kind = f"{form}, {mode}, {made.dtype}"
@@ -111,7 +117,8 @@ def main(argv: Sequence[str]) -> dict[str, Any]:
     """Measures, prints, writes layer.json, .md and .png; returns what the first of them holds."""
     chosen = options(argv)
     names, skipped = steps.available(["jbn", BASE, *chosen.peers])
-    found = processes.repeated("layer", argv, chosen.runs, lambda: times(chosen, names))
+    measure_here = functools.partial(times, chosen, names)
+    found = processes.repeated("layer", argv, chosen.runs, measure_here, **KEEP_PAGES)
     means = {kind: geometric_means(layers) for kind, layers in found["timed"].items()}
     results = report.write(
         "layer",

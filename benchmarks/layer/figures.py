@@ -9,9 +9,19 @@ from matplotlib.figure import Figure
 
 from benchmarks.layer.bandwidth import PASSES
 from benchmarks.shared import report
-from benchmarks.shared.steps import LIBRARIES
 
-SHARES = ("jbn", "flax.linen")
+BASE = "flax.linen"  # what all speeds are relative to
+LIBRARIES = (
+    "jbn",
+    BASE,
+    f"{BASE}, again",  # the same program: how far its speed is from 1 is what to think of the others
+    "flax.linen, two-pass",
+    "flax.nnx",
+    "haiku",
+    "equinox",
+    "keras",
+    "torch",
+)
 WIDTH = 0.8  # of the bars of one layer together
 COLORS = {name: f"C{i}" for i, name in enumerate(LIBRARIES)}
 
@@ -31,7 +41,7 @@ def tables(found: Mapping[str, Any], means: Mapping[str, Any]) -> list[str]:
         if len(layers) > 1:
             rows["geometric mean"] = {name: report.span(runs) for name, runs in means[kind].items()}
         form, mode, dtype = kind.split(", ")
-        title = f"Form {form}, {mode}, {dtype}, the time of {SHARES[1]} by that of each"
+        title = f"Form {form}, {mode}, {dtype}, the time of {BASE} by that of each"
         if form == "loop":
             title += f"; limit: {PASSES[mode]} passes over x at the speed of a copy"
         out.append(report.table(title, "layer", rows))
@@ -46,8 +56,8 @@ def tables(found: Mapping[str, Any], means: Mapping[str, Any]) -> list[str]:
 
 def speeds(libraries: Mapping[str, Any]) -> dict[str, str]:
     """The row of a layer: speeds, jbn's milliseconds, and shares of the limit."""
-    row = {name: report.span(own["speed"]) for name, own in libraries.items() if "speed" in own}
-    for name in SHARES:
+    row = {name: report.span(own["speed"]) for name, own in libraries.items() if name != BASE}
+    for name in ("jbn", BASE):
         if "share of the limit" in (own := libraries.get(name, {})):
             row[f"limit: {name}"] = report.span(own["share of the limit"], ".0%")
     return row
@@ -68,7 +78,7 @@ def picture(timed: Mapping[str, Any], path: Path) -> None:
         ax.grid(axis="y", alpha=0.3)
         ax.set_axisbelow(True)
         ax.axhline(1, color="black", linewidth=0.8)
-        ax.set(title=kind, ylabel=f"speed, {SHARES[1]} = 1", xlim=(-0.5, len(layers) - 0.5))
+        ax.set(title=kind, ylabel=f"speed, {BASE} = 1", xlim=(-0.5, len(layers) - 0.5))
         ax.legend(ncols=2, loc="center left", bbox_to_anchor=(1, 0.5))
     figure.savefig(path, dpi=76)
 

@@ -204,9 +204,8 @@ ADAPTERS: dict[str, Adapter] = {
     "jbn.linen": functools.partial(linen, jbn.linen.BatchNorm),
     "jbn.nnx": functools.partial(nnx, jbn.nnx.BatchNorm),
     "flax.linen": functools.partial(linen, flax.linen.BatchNorm),
-    "flax.linen, two-pass": functools.partial(
-        linen, flax.linen.BatchNorm, use_fast_variance=False
-    ),
+    "flax.linen, again": functools.partial(linen, flax.linen.BatchNorm),
+    "flax.linen, two-pass": functools.partial(linen, flax.linen.BatchNorm, use_fast_variance=False),
     "flax.nnx": functools.partial(nnx, flax.nnx.BatchNorm),
     "haiku": haiku,
     "equinox": equinox,

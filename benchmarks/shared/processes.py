@@ -1,7 +1,8 @@
-"""A command run several times, each in a process of its own: how far its figures differ from run to run."""
+"""A command run several times, in processes of their own: how far its figures differ."""
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -19,14 +20,19 @@ def add_flag(parser: argparse.ArgumentParser, runs: int) -> None:
 
 
 def repeated(
-    name: str, argv: Sequence[str], runs: int, measure: Callable[[], dict[str, Any]]
+    name: str,
+    argv: Sequence[str],
+    runs: int,
+    measure: Callable[[], dict[str, Any]],
+    **environment: str,
 ) -> dict[str, Any]:
     """What `measure` returns, its leaves lists with one figure of each run.
 
     Args:
         name, argv: the command and its arguments.
-        runs: how many; one is made in this process.
+        runs: how many; a single one is made in this process.
         measure: returns nested dicts.
+        environment: variables of the processes.
     """
     if runs == 1:
         return _listed(measure())
@@ -34,8 +40,13 @@ def repeated(
         command = [sys.executable, "-m", "benchmarks", name, *argv, "--runs", "1", "--out", folder]
         found = []
         for _ in range(runs):
-            root = report.FOLDER.parent
-            subprocess.run(command, cwd=root, stdout=subprocess.DEVNULL, check=True)
+            subprocess.run(
+                command,
+                cwd=report.FOLDER.parent,
+                env={**os.environ, **environment},
+                stdout=subprocess.DEVNULL,
+                check=True,
+            )
             found.append(json.loads((Path(folder) / f"{name}.json").read_text())["figures"])
     return _joined(found)
 

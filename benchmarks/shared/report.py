@@ -56,15 +56,24 @@ def scientific(value: float) -> str:
 
 def span(values: Sequence[float], form: str = ".2f") -> str:
     """The median and the range of what several runs gave; one figure where they print the same."""
-    low, median, high = (format(v, form) for v in (min(values), np.median(values), max(values)))
-    return median if low == high else f"{median} ({low} to {high})"
+    median, extremes = format(np.median(values), form), extent(values, form)
+    return f"{median} ({extremes})" if " to " in extremes else median
+
+
+def extent(values: Sequence[float], form: str = ",") -> str:
+    """The smallest and the largest; one figure where they print the same."""
+    low, high = format(min(values), form), format(max(values), form)
+    return low if low == high else f"{low} to {high}"
 
 
 def geometric_means(rows: Mapping[str, Mapping[str, Sequence[float]]]) -> dict[str, list[float]]:
     """By name that every row has: the geometric mean over the rows, in every run."""
     first, *others = rows.values()
     return {
-        name: [statistics.geometric_mean(run) for run in zip(*(row[name] for row in rows.values()))]
+        name: [
+            statistics.geometric_mean(run)
+            for run in zip(*(r[name] for r in rows.values()), strict=True)
+        ]
         for name in first
         if all(name in row for row in others)
     }
@@ -85,14 +94,6 @@ def table(title: str, first: str, rows: Rows) -> str:
     lines.insert(1, ["-" * width for width in widths])
     padded = [[cell.ljust(w) for cell, w in zip(line, widths, strict=True)] for line in lines]
     return "\n".join([f"{title}:", "", *(f"| {' | '.join(cells)} |" for cells in padded)])
-
-
-def bars(axes: Any, values: Mapping[str, float], texts: Mapping[str, str]) -> None:
-    """A horizontal bar per name on matplotlib's axes, the first on top, each with its text."""
-    drawn = axes.barh(list(values), list(values.values()))
-    axes.bar_label(drawn, [texts[name] for name in values], padding=3)
-    axes.invert_yaxis()
-    axes.margins(x=0.45)
 
 
 def environment() -> dict[str, Any]:

@@ -12,11 +12,8 @@ from benchmarks.shared import torch_adapter
 from benchmarks.shared.adapters import ADAPTERS, Adapter, Layer
 from benchmarks.shared.case import Case
 
-# A function that makes a result, and one that reads y, and dx, dscale and dbias where there are, from it.
+# A function that makes a result; one that takes y, and where there are dx, dscale and dbias, out of it.
 Prepared = tuple[Callable[..., Any], Callable[[Any], dict[str, Any]]]
-
-# jbn's layers for Flax are the function: they are not timed beside it.
-LIBRARIES = (*(name for name in ADAPTERS if not name.startswith("jbn.")), *torch_adapter.LAYOUTS)
 
 
 def available(names: Iterable[str]) -> tuple[list[str], dict[str, str]]:
@@ -92,4 +89,4 @@ def loop(adapter: Adapter, case: Case, mode: str) -> Prepared:
 
 LOOPS = {name: functools.partial(loop, adapter) for name, adapter in ADAPTERS.items()}
 CALLS = {name: functools.partial(call, adapter) for name, adapter in ADAPTERS.items()}
-CALLS |= {name: functools.partial(torch_adapter.step, name) for name in torch_adapter.LAYOUTS}
+CALLS["torch"] = torch_adapter.call

@@ -1,61 +1,44 @@
-"""PyTorch's batch norm on the CPU, one call at a time, in its fastest layouts.
+"""PyTorch's batch norm on the CPU, one call at a time: it has no loop in a compiled program.
 
-"torch" has the channels last: 4-D data in a tensor whose memory lies so (PyTorch calls that format
-`channels_last`), other data as rows of samples. "torch, NCHW" has contiguous 4-D tensors with the
-channels first. PyTorch has no loop in a compiled program.
+Channels last where x has them last: 4-D data in a tensor whose memory lies so (PyTorch calls that
+format `channels_last`), other data as rows of samples.
 """
 
+# pyright: reportMissingImports=false
+
 import os
-from collections.abc import Callable
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
 from benchmarks.shared.case import MOMENTUM, Case
 from benchmarks.shared.reference import EPSILON
 
-LAYOUTS = ("torch", "torch, NCHW")
 
-
-def takes(layout: str, case: Case) -> bool:
-    """Whether this layout is one for this case."""
-    return case.x.ndim == 4 if layout == "torch, NCHW" else case.axis == -1
-
-
-def threads() -> int:
-    """The cores that this process may use, as XLA does."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def step(
-    layout: str, case: Case, mode: str
-) -> tuple[Callable[[], Any], Callable[[Any], dict[str, jax.Array]]]:
-    """A step.
+def call(case: Case, mode: str) -> Any:
+    """A step, the running statistics updated in place.
 
     Args:
-        layout: one of `LAYOUTS` that `takes` the case.
         case: the arguments.
         mode: one of `MODES`.
 
     Returns:
-        run: () -> what torch returns, the running statistics updated in place.
+        run: () -> what torch returns.
         read: from that, y and where there is a gradient dx, dscale and dbias, y and dx as x lies.
     """
     import torch
 
-    torch.set_num_threads(threads())
+    # As many as XLA uses.
+    known = hasattr(os, "sched_getaffinity")
+    torch.set_num_threads(len(os.sched_getaffinity(0)) if known else os.cpu_count() or 1)
     dtype = getattr(torch, case.dtype)
 
     def tensor(a):
         out = torch.from_numpy(np.array(a, np.float32)).to(dtype)
         if case.axis == 1:
             return out
-        if out.ndim != 4:
-            return out.reshape(-1, out.shape[-1])
-        moved = out.movedim(-1, 1)
-        return moved.contiguous() if layout == "torch, NCHW" else moved
+        return out.movedim(-1, 1) if out.ndim == 4 else out.reshape(-1, out.shape[-1])
 
     def array(t):
         t = t.detach()
