@@ -17,12 +17,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
-import numpy as np
 from flax import linen as nn
 
 from benchmarks.shared import networks, report, timing
 
-STAGES = ("trace", "lower", "compile")
+STAGES: tuple[str, ...] = ("trace", "lower", "compile")
 STABLEHLO = re.compile(r'^\s*(?:%[^=]+ = )?"?stablehlo\.\w+', re.MULTILINE)
 HLO = re.compile(r"^\s+(?:ROOT )?%?[\w.-]+ = ", re.MULTILINE)
 
@@ -46,8 +45,10 @@ def stages(model: nn.Module, given: tuple) -> tuple[dict[str, float], dict[str, 
     marks.append(time.perf_counter())
     compiled = lowered.compile()
     marks.append(time.perf_counter())
-    taken = dict(zip(STAGES, (b - a for a, b in itertools.pairwise(marks)), strict=True))
-    return taken, program_size(lowered.as_text(), compiled.as_text() or "")
+    seconds = (b - a for a, b in itertools.pairwise(marks))
+    return dict(zip(STAGES, seconds, strict=True)), program_size(
+        lowered.as_text(), compiled.as_text() or ""
+    )
 
 
 def measure(
@@ -69,7 +70,7 @@ def measure(
     totals = timing.rounds({name: functools.partial(total, name) for name in made}, repeats)
     for name, row in found.items():
         row["seconds"]["total"] = totals[name]
-        row["by flax"] = np.divide(totals[name], totals["flax"]).tolist()
+        row["by flax"] = timing.ratios(totals, name, "flax")
     return found
 
 

@@ -30,6 +30,7 @@ from benchmarks.shared.adapters import linen_apply
 
 MIB = 2**20
 BASE = "flax"
+NETWORKS = ("leaky_relu_stack", "relu_stack", "resnet18")
 ONE_LAYER = (64, 32, 32, 32)
 
 
@@ -58,7 +59,7 @@ def cases(options: argparse.Namespace) -> dict[str, tuple[tuple[int, ...], dict[
     resnet = functools.partial(networks.resnet18, features=2 * channels)
     in_place = functools.partial(own, norm=jbn.inplace("leaky_relu"))
     return {
-        "leaky_relu stack": (
+        "leaky_relu_stack": (
             (*images, channels),
             {
                 BASE: Case(stack(flax, nn.leaky_relu)),
@@ -66,7 +67,7 @@ def cases(options: argparse.Namespace) -> dict[str, tuple[tuple[int, ...], dict[
                 "jbn, in place": Case(stack(in_place, lambda y: y)),
             },
         ),
-        "ReLU stack": (
+        "relu_stack": (
             (*images, channels),
             {
                 BASE: Case(stack(flax)),
@@ -76,7 +77,7 @@ def cases(options: argparse.Namespace) -> dict[str, tuple[tuple[int, ...], dict[
                 "jbn, remat_policy": Case(stack(own), remat),
             },
         ),
-        "ResNet-18": (
+        "resnet18": (
             (*images, 3),
             {
                 BASE: Case(resnet(norm=flax)),
@@ -140,7 +141,7 @@ def compiled_bytes(case: Case, images: tuple[int, ...]) -> int:
 def measure(
     network: str, cases: Mapping[str, Case], images: tuple[int, ...], rounds: int, seed: int
 ) -> dict[str, dict[str, Any]]:
-    """By case: bytes, and in every round the time of a gradient by that with Flax's norm.
+    """By case: bytes, and quartiles over the rounds of the time of a gradient by that with Flax's norm.
 
     Raises:
         RuntimeError: a case's loss, running statistics or gradient are not Flax's.
@@ -162,7 +163,8 @@ def measure(
     seconds = timing.rounds(timers, rounds)
     for name, row in found.items():
         row["ms"] = timing.milliseconds(seconds[name])
-        row["time by flax"] = np.divide(seconds[name], seconds[BASE]).tolist()
+        quartiles = np.percentile(timing.ratios(seconds, name, BASE), (25, 50, 75))
+        row["time by flax"] = quartiles.tolist()
     return found
 
 
@@ -184,6 +186,7 @@ def table(title: str, rows: Mapping[str, Any]) -> str:
 def main(argv: Sequence[str]) -> dict[str, Any]:
     """Measures, prints, writes memory.json and .md; returns what the first of them holds."""
     parser = report.parser("memory", __doc__)
+    parser.add_argument("--network", choices=NETWORKS, nargs="+", default=NETWORKS)
     parser.add_argument("--batch", type=report.positive, default=64)
     parser.add_argument("--size", type=report.positive, default=32, help="height and width")
     parser.add_argument(
@@ -195,10 +198,11 @@ def main(argv: Sequence[str]) -> dict[str, Any]:
     found = {
         network: measure(network, rows, images, options.rounds, options.seed)
         for network, (images, rows) in report.progress(cases(options).items(), "networks")
+        if network in options.network
     }
     layer = {dtype: one_layer(ONE_LAYER, dtype) for dtype in ("float32", "bfloat16")}
     tables = [
-        table(f"{network}, {options.batch} images (in brackets: of flax's)", rows)
+        table(f"{network}, {options.batch} images, in brackets by Flax's; of times the quartiles", rows)
         for network, rows in found.items()
     ]
     shown = {dtype: {n: f"{v:.2f}" for n, v in row.items()} for dtype, row in layer.items()}

@@ -8,7 +8,7 @@ the reference is float64 arithmetic on that same input. Not timed.
 
 import functools
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,8 +37,7 @@ RATIOS = np.logspace(0, 7, 15)
 PEERS = ("flax.linen", "flax.linen, two-pass", "haiku", "equinox", "keras", "torch")
 # Each the worst of so many calls: jbn's three forms, with jit and without, with a mask and without.
 JBN = "jbn, worst of 12"
-Way = Callable[[Case, str], steps.Prepared]
-WAYS: dict[str, list[tuple[Way, bool]]] = {
+WAYS: dict[str, list[tuple[steps.Way, bool]]] = {
     JBN: [
         (functools.partial(steps.call, ADAPTERS[name], jit=jit), masked)
         for name in ("jbn", "jbn.linen", "jbn.nnx")

@@ -19,12 +19,12 @@ from flax import linen as nn
 from benchmarks.shared import networks, processes, report, timing
 
 BASE = "no norm"
-NETWORKS = {"ResNet-18": (32, 32, 3), "small CNN": (8, 8, 1)}  # and their images
+NETWORKS = {"resnet18": (32, 32, 3), "small_cnn": (8, 8, 1)}  # and their images
 
 
 def models(network: str, width: int) -> dict[str, nn.Module]:
     """The network with each norm."""
-    if network == "small CNN":
+    if network == "small_cnn":
         return {name: networks.Stack(norm) for name, norm in networks.NORMS.items()}
     make = functools.partial(networks.resnet18, features=width)
     return {name: make(norm=norm) for name, norm in networks.NORMS.items()}

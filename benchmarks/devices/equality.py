@@ -100,8 +100,3 @@ def equality(
                 except Exception as raised:  # whatever a library does not support
                     found[dtype][mask] = f"{type(raised).__name__}: {raised}".splitlines()[0]
     return found
-
-
-def worst(found: Errors) -> float | None:
-    """The largest error, NaN where any is; None where it raised."""
-    return None if isinstance(found, str) else float(np.max(list(found.values())))

@@ -12,10 +12,8 @@ y in the dtype of x, the parameters float32. What differs:
 - With the channels on axis 1: `axis=1`, in haiku `data_format`; equinox has them there anyway.
 """
 
-# pyright: reportMissingImports=false
-# The peers are not in the extra that the type checker runs with.
-
 import functools
+import importlib
 import os
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -28,6 +26,12 @@ import jax.numpy as jnp
 import jbn
 from benchmarks.shared.case import MOMENTUM, Case
 from benchmarks.shared.reference import EPSILON
+
+
+def load(library: str) -> Any:
+    """Imports a library; Keras with the JAX backend, which is chosen at its first import."""
+    os.environ["KERAS_BACKEND"] = "jax"
+    return importlib.import_module(library)
 
 
 class Layer(NamedTuple):
@@ -112,8 +116,7 @@ def nnx(module: Any, case: Case) -> Layer:
 
 def haiku(case: Case) -> Layer:
     """`haiku.BatchNorm`."""
-    import haiku as hk
-
+    hk = load("haiku")
     layout = "channels_first" if case.axis == 1 else "channels_last"
 
     def call(x, is_training):
@@ -148,8 +151,7 @@ def haiku(case: Case) -> Layer:
 
 def equinox(case: Case) -> Layer:
     """`equinox.nn.BatchNorm`."""
-    import equinox as eqx
-
+    eqx = load("equinox")
     values = jax.tree.map(jnp.asarray, case.values)
     options = {"axis_name": "batch", "eps": EPSILON, "momentum": MOMENTUM, "mode": "batch"}
     layer, state = eqx.nn.make_with_state(eqx.nn.BatchNorm)(case.x.shape[case.axis], **options)
@@ -180,13 +182,10 @@ def equinox(case: Case) -> Layer:
 
 
 def keras(case: Case) -> Layer:
-    """`keras.layers.BatchNormalization`, on the backend that is chosen at its first import."""
-    os.environ["KERAS_BACKEND"] = "jax"
-    import keras
-
+    """`keras.layers.BatchNormalization`."""
     policy = "float32" if case.dtype == "float32" else f"mixed_{case.dtype}"
     options = {"axis": case.axis, "momentum": MOMENTUM, "epsilon": EPSILON, "dtype": policy}
-    layer = keras.layers.BatchNormalization(**options)
+    layer = load("keras").layers.BatchNormalization(**options)
     layer.build(case.x.shape)
     scale, bias, mean, var = map(jnp.asarray, case.values)
 

@@ -1,13 +1,13 @@
 """The times of one layer by several libraries: each checked first, then all in turn."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from benchmarks.shared import timing
 from benchmarks.shared.case import Case, WrongResultError, checked, still_sane
-from benchmarks.shared.steps import Prepared
+from benchmarks.shared.steps import Prepared, Way
 
 
 class Measured(NamedTuple):
@@ -38,7 +38,7 @@ FORMS = {"loop": loop_timer, "call": call_timer}
 
 def measure(
     form: str,
-    libraries: Mapping[str, Callable[[Case, str], Prepared]],
+    libraries: Mapping[str, Way],
     case: Case,
     mode: str,
     wanted: Mapping[str, Any],

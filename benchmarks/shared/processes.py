@@ -51,13 +51,13 @@ def repeated(
     return _joined(found)
 
 
-def _listed(figures):
+def _listed(figures: Any) -> Any:
     if isinstance(figures, dict):
         return {key: _listed(value) for key, value in figures.items()}
     return [figures]
 
 
-def _joined(runs):
+def _joined(runs: Sequence[Any]) -> Any:
     if isinstance(runs[0], dict):
         return {key: _joined([run[key] for run in runs]) for key in runs[0]}
     return [figure for run in runs for figure in run]

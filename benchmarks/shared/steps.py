@@ -1,28 +1,26 @@
 """A step of any library: one call at a time, or many in a compiled loop, its result by name."""
 
 import functools
-import importlib
-import os
 from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
 
 from benchmarks.shared import torch_adapter
-from benchmarks.shared.adapters import ADAPTERS, Adapter, Layer
+from benchmarks.shared.adapters import ADAPTERS, Adapter, Layer, load
 from benchmarks.shared.case import Case
 
 # A function that makes a result; one that takes y, and where there are dx, dscale and dbias, out of it.
 Prepared = tuple[Callable[..., Any], Callable[[Any], dict[str, Any]]]
+Way = Callable[[Case, str], Prepared]  # of a case and a mode
 
 
 def available(names: Iterable[str]) -> tuple[list[str], dict[str, str]]:
     """The libraries that can be imported, and why the others are skipped."""
-    os.environ["KERAS_BACKEND"] = "jax"
     found, skipped = [], {}
     for name in names:
         try:
-            importlib.import_module(name.partition(",")[0])
+            load(name.partition(",")[0])
         except ImportError as missing:
             skipped[name] = str(missing)
         else:
@@ -87,6 +85,6 @@ def loop(adapter: Adapter, case: Case, mode: str) -> Prepared:
     return lambda steps: compiled(steps, *arguments), functools.partial(named, layer)
 
 
-LOOPS = {name: functools.partial(loop, adapter) for name, adapter in ADAPTERS.items()}
-CALLS = {name: functools.partial(call, adapter) for name, adapter in ADAPTERS.items()}
+LOOPS: dict[str, Way] = {name: functools.partial(loop, adapter) for name, adapter in ADAPTERS.items()}
+CALLS: dict[str, Way] = {name: functools.partial(call, adapter) for name, adapter in ADAPTERS.items()}
 CALLS["torch"] = torch_adapter.call

@@ -76,9 +76,14 @@ def rounds(timers: Mapping[str, Timer], number: int) -> Times:
     return times
 
 
+def ratios(times: Times, a: str, b: str) -> list[float]:
+    """The time of `a` by that of `b` in every round."""
+    return np.divide(times[a], times[b]).tolist()
+
+
 def ratio(times: Times, a: str, b: str) -> float:
-    """The median over the rounds of the time of `a` by that of `b`."""
-    return float(np.median(np.divide(times[a], times[b])))
+    """Their median."""
+    return float(np.median(ratios(times, a, b)))
 
 
 def milliseconds(seconds: Sequence[float]) -> float:

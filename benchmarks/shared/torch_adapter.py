@@ -4,14 +4,13 @@ Channels last where x has them last: 4-D data in a tensor whose memory lies so (
 format `channels_last`), other data as rows of samples.
 """
 
-# pyright: reportMissingImports=false
-
 import os
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 
+from benchmarks.shared.adapters import load
 from benchmarks.shared.case import MOMENTUM, Case
 from benchmarks.shared.reference import EPSILON
 
@@ -27,8 +26,7 @@ def call(case: Case, mode: str) -> Any:
         run: () -> what torch returns.
         read: from that, y and where there is a gradient dx, dscale and dbias, y and dx as x lies.
     """
-    import torch
-
+    torch = load("torch")
     # As many as XLA uses.
     known = hasattr(os, "sched_getaffinity")
     torch.set_num_threads(len(os.sched_getaffinity(0)) if known else os.cpu_count() or 1)
