@@ -55,7 +55,9 @@ VARIANTS = {
 }
 
 
-def times(shapes: Sequence[Sequence[int]], rounds: int, seed: int) -> dict[str, Any]:
+def times(
+    shapes: Sequence[Sequence[int]], rounds: int, seed: int, means: Sequence[float] = MEANS
+) -> dict[str, Any]:
     """By input and layer: the time of each variant by that of the inexact one.
 
     Raises:
@@ -63,7 +65,7 @@ def times(shapes: Sequence[Sequence[int]], rounds: int, seed: int) -> dict[str, 
     """
     loops = {name: functools.partial(steps.loop, adapter) for name, adapter in VARIANTS.items()}
     found = {}
-    for mean in MEANS:
+    for mean in means:
         rows = found[f"N({mean:g}, 1)"] = {}
         for shape in report.progress(shapes, f"mean {mean:g}"):
             made = case.make(shape, -1, "float32", seed, mean)

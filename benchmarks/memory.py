@@ -106,7 +106,11 @@ def residual_bytes(function: Callable[..., Any], primals: Any, *others: Any) -> 
         arrays = [v for v in jax.tree.leaves(tree) if isinstance(v, jax.Array)]
         return {hashlib.sha256(np.asarray(v).tobytes()).digest(): v.nbytes for v in arrays}
 
-    _, vjp, _ = jax.vjp(lambda p: function(p, *others), primals, has_aux=True)
+    @jax.jit
+    def forward(primals, *others):
+        return jax.vjp(lambda p: function(p, *others), primals, has_aux=True)[1]
+
+    vjp = forward(primals, *others)
     arguments = content((primals, others))
     return sum(size for digest, size in content(vjp).items() if digest not in arguments)
 
