@@ -1,4 +1,4 @@
-"""The benchmarks of networks, train_step, compile_time and memory: they refuse a wrong norm, and write."""
+"""The benchmarks of networks: train_step, compile_time and memory refuse a wrong norm, and write."""
 
 import functools
 import json

@@ -39,7 +39,8 @@ def tables(found: Mapping[str, Any], means: Mapping[str, Any]) -> list[str]:
         for layer, refused in found["refused"].get(kind, {}).items():
             rows[layer] |= dict.fromkeys(refused, "wrong")
         if len(layers) > 1:
-            rows["geometric mean"] = {name: report.span(runs) for name, runs in means[kind].items()}
+            mean = {name: {"speed": runs} for name, runs in means[kind].items()}
+            rows["geometric mean"] = speeds(mean)
         form, mode, dtype = kind.split(", ")
         title = f"Form {form}, {mode}, {dtype}, the time of {BASE} by that of each"
         if form == "loop":
@@ -55,8 +56,12 @@ def tables(found: Mapping[str, Any], means: Mapping[str, Any]) -> list[str]:
 
 
 def speeds(libraries: Mapping[str, Any]) -> dict[str, str]:
-    """The row of a layer: speeds, jbn's milliseconds, and shares of the limit."""
-    row = {name: report.span(own["speed"]) for name, own in libraries.items() if name != BASE}
+    """The row of a layer: speeds, and shares of the limit."""
+    row = {
+        name: report.span(own["speed"])
+        for name, own in libraries.items()
+        if name != BASE and "speed" in own
+    }
     for name in ("jbn", BASE):
         if "share of the limit" in (own := libraries.get(name, {})):
             row[f"limit: {name}"] = report.span(own["share of the limit"], ".0%")
