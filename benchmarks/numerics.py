@@ -34,7 +34,7 @@ INPUTS = {  # (mean, deviation); without deviation y is to be exactly the bias, 
     "constant 1.234567e7": (1.234567e7, 0.0),
 }
 RATIOS = np.logspace(0, 7, 15)
-PEERS = ("flax.linen", "flax.linen, two-pass", "haiku", "equinox", "keras", "torch")
+PEERS = ("flax.linen", "flax.linen, two-pass", "haiku", "equinox", "keras", "torch", "torch, NCHW")
 # Each the worst of so many calls: jbn's three forms, with jit and without, with a mask and without.
 JBN = "jbn, worst of 12"
 WAYS: dict[str, list[tuple[steps.Way, bool]]] = {

@@ -98,5 +98,7 @@ def equality(
                 try:
                     found[dtype][mask] = errors(step(*arrays), wanted)
                 except Exception as raised:  # whatever a library does not support
-                    found[dtype][mask] = f"{type(raised).__name__}: {raised}".splitlines()[0]
+                    found[dtype][mask] = ": ".join(
+                        [type(raised).__name__, *str(raised).splitlines()[:1]]
+                    )
     return found

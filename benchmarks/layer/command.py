@@ -36,12 +36,14 @@ LAYERS = (  # ResNet-50 at batch 32, an MLP, a sequence, and channels first
     ((32, 64, 56, 56), 1),
 )
 # glibc gives large freed blocks back to the system, which maps and zeroes them anew at the next call,
-# or does not: by the luck of the heap one of two calls of one program takes twice as long.
+# or does not: by the luck of the heap one of two calls of one program takes twice as long. One arena,
+# because those of threads, on which JAX allocates and PyTorch does not, always give large blocks back.
 HUGE = str(2**40)
 KEEP_PAGES = {
     "MALLOC_TRIM_THRESHOLD_": HUGE,
     "MALLOC_MMAP_THRESHOLD_": HUGE,
     "MALLOC_TOP_PAD_": str(2**28),
+    "MALLOC_ARENA_MAX": "1",
 }
 
 

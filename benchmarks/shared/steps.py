@@ -88,3 +88,4 @@ def loop(adapter: Adapter, case: Case, mode: str) -> Prepared:
 LOOPS: dict[str, Way] = {name: functools.partial(loop, adapter) for name, adapter in ADAPTERS.items()}
 CALLS: dict[str, Way] = {name: functools.partial(call, adapter) for name, adapter in ADAPTERS.items()}
 CALLS["torch"] = torch_adapter.call
+CALLS["torch, NCHW"] = functools.partial(torch_adapter.call, contiguous=True)

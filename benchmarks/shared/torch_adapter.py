@@ -1,7 +1,8 @@
 """PyTorch's batch norm on the CPU, one call at a time: it has no loop in a compiled program.
 
-Channels last where x has them last: 4-D data in a tensor whose memory lies so (PyTorch calls that
-format `channels_last`), other data as rows of samples.
+Where x has its channels last: 4-D data in a tensor whose memory lies so (PyTorch calls that format
+`channels_last`, and it is the faster one), or contiguous with the channels first, as PyTorch has them by
+default (the more exact one); other data as rows of samples.
 """
 
 import os
@@ -15,12 +16,13 @@ from benchmarks.shared.case import MOMENTUM, Case
 from benchmarks.shared.reference import EPSILON
 
 
-def call(case: Case, mode: str) -> Any:
+def call(case: Case, mode: str, contiguous: bool = False) -> Any:
     """A step, the running statistics updated in place.
 
     Args:
         case: the arguments.
         mode: one of `MODES`.
+        contiguous: the channels first.
 
     Returns:
         run: () -> what torch returns.
@@ -36,7 +38,10 @@ def call(case: Case, mode: str) -> Any:
         out = torch.from_numpy(np.array(a, np.float32)).to(dtype)
         if case.axis == 1:
             return out
-        return out.movedim(-1, 1) if out.ndim == 4 else out.reshape(-1, out.shape[-1])
+        if out.ndim != 4:
+            return out.reshape(-1, out.shape[-1])
+        moved = out.movedim(-1, 1)
+        return moved.contiguous() if contiguous else moved
 
     def array(t):
         t = t.detach()
