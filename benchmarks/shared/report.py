@@ -50,8 +50,9 @@ def progress(items: Iterable[Any], about: str, number: int | None = None) -> Ite
 
 
 def scientific(value: float) -> str:
-    """Two digits: 2.3e-7, and 0 for none."""
-    return f"{value:.1e}".replace("e-0", "e-").replace("e+0", "e") if value else "0"
+    """Two digits: 2.3e-7, 2.4, 3.2e2, NaN, and 0 for none."""
+    text = f"{value:.1e}".replace("nan", "NaN") if value else "0"
+    return text.replace("e+00", "").replace("e+0", "e").replace("e-0", "e-")
 
 
 def span(values: Sequence[float], form: str = ".2f") -> str:

@@ -1,8 +1,8 @@
 """PyTorch's batch norm on the CPU, one call at a time: it has no loop in a compiled program.
 
 Where x has its channels last: 4-D data in a tensor whose memory lies so (PyTorch calls that format
-`channels_last`, and it is the faster one), or contiguous with the channels first, as PyTorch has them by
-default (the more exact one); other data as rows of samples.
+`channels_last`; it is the faster one), or contiguous with the channels first (PyTorch's default, and
+the more exact one); other data as rows of samples.
 """
 
 import os
