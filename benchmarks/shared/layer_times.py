@@ -30,7 +30,8 @@ def loop_timer(prepared: Prepared, wanted: Mapping[str, Any], dtype: str) -> tup
 def call_timer(prepared: Prepared, wanted: Mapping[str, Any], dtype: str) -> tuple[timing.Timer, float]:
     """A timer of one of `steps.CALLS`, and the error of a call."""
     run, read = prepared
-    return timing.of_calls(run), checked(read(run()), wanted, dtype)
+    error = checked(read(run()), wanted, dtype)
+    return timing.of_calls(run), error
 
 
 FORMS = {"loop": loop_timer, "call": call_timer}
