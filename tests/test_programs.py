@@ -4,23 +4,19 @@ Where a compiler is not installed its tests are skipped: `pip install -e ".[test
 `programs-tpu` in an environment of its own.
 """
 
-import copy
 import dataclasses
-import json
 
 import jax
 import jax.numpy as jnp
 import pytest
 
-pytest.importorskip("rich")
-
-from benchmarks import report
-from benchmarks.programs import command, figures, hlo, targets
+from benchmarks.programs import command, figures, hlo
 from benchmarks.programs.chips import COMPILERS, PLATFORMS
 from benchmarks.programs.layers import CASES, DTYPES
+from benchmarks.shared import report
 
 CHIPS = {"gpu": "H200", "tpu": "v5e"}
-RESULTS = report.HERE / "results/programs.json"
+RESULTS = report.FOLDER / "results/programs.json"
 
 
 def compiled(on, parts, quick=True):
@@ -166,10 +162,9 @@ def found():
     return command.load(RESULTS)
 
 
-def test_the_results_are_complete_and_judged_as_written(found):
+def test_the_results_are_complete(found):
     assert set(found) == set(PLATFORMS)
     assert all(set(parts) == set(command.PARTS) for parts in found.values())
-    assert json.loads(RESULTS.read_text())["targets"] == targets.judge(found)
 
 
 def test_what_a_compiler_that_is_not_here_has_found_is_shown(found, tmp_path, monkeypatch, capsys):
@@ -177,22 +172,10 @@ def test_what_a_compiler_that_is_not_here_has_found_is_shown(found, tmp_path, mo
     (tmp_path / "programs.json").write_text(RESULTS.read_text())
     assert command.main(["--out", str(tmp_path)]) == found
     printed = capsys.readouterr().out
-    assert "BYTES, NOT TIMES" in printed and "ALL-REDUCES" in printed and "H200, layer" in printed
+    assert "BYTES, NOT TIMES" in printed and "ALL-REDUCES" in printed and "H200" in printed
+    assert (tmp_path / "programs.md").read_text().strip() in printed
     png = (tmp_path / "programs.png").read_bytes()
     assert png.startswith(b"\x89PNG") and len(png) < 200_000
-
-
-def test_a_pass_too_many_is_found(found):
-    before = targets.judge(found)
-    worse = copy.deepcopy(found)
-    for chip in found:
-        worse[chip]["layers"]["figures"]["float32"]["3-D"]["jbn"]["backward"] += 1
-    after = targets.judge(worse)
-    changed = {name for name in before if before[name] != after[name]}
-    assert changed == {
-        f"{chip}, layer, passes backward{what}" for chip in found for what in ("", " / flax")
-    }
-    assert not any(after[name]["met"] for name in changed)
 
 
 def test_the_process_that_fails_is_not_passed_over():
@@ -204,4 +187,4 @@ def test_the_process_that_fails_is_not_passed_over():
 
 def test_tables_have_a_row_for_every_case(found):
     layers, *_ = figures.tables(found)
-    assert layers.row_count == len(CASES) * len(DTYPES)
+    assert len(layers.splitlines()) == 4 + len(CASES) * len(DTYPES)

@@ -21,9 +21,9 @@ from typing import Any
 
 import jax
 
-from benchmarks import report
-from benchmarks.programs import figures, targets
+from benchmarks.programs import figures
 from benchmarks.programs.chips import COMPILERS, PLATFORMS
+from benchmarks.shared import report
 
 PARTS = ("layers", "networks", "memory", "all-reduces")
 PACKAGES = ("jax", "jaxlib", "flax", "jax-cuda12-plugin", "libtpu")
@@ -63,7 +63,7 @@ def load(path: Path) -> Found:
 
 
 def main(argv: Sequence[str] | None = None) -> Found:
-    """Measures, prints, writes programs.json and programs.png; returns the figures by chip and part."""
+    """Measures, prints, writes programs.json, .md and .png; returns the figures by chip and part."""
     argv = sys.argv[1:] if argv is None else list(argv)
     parser = report.parser("programs", __doc__)
     parser.add_argument("--targets", nargs="+", choices=PLATFORMS, default=[*PLATFORMS])
@@ -76,7 +76,6 @@ def main(argv: Sequence[str] | None = None) -> Found:
     options = parser.parse_args(argv)
     # The compilers' packages make JAX look for the hardware.
     jax.config.update("jax_platforms", "cpu")
-    console = report.console()
     path = options.out / "programs.json"
     found = load(path)
     came_from = {
@@ -89,22 +88,22 @@ def main(argv: Sequence[str] | None = None) -> Found:
     for on, compiler in COMPILERS.items():
         chips = [chip for chip in options.targets if PLATFORMS[chip] == on]
         if chips and not compiler.installed:
-            console.print(missing(on), markup=False)
+            print(missing(on))
         elif chips:
             for chip, part, values in measured(on, chips, options.parts, options.quick):
                 now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
                 found.setdefault(chip, {})[part] = {"date": now, **came_from, "figures": values}
-                console.print(f"{chip}: {part}")
+                print(f"{chip}: {part}")
                 write(path, found)
     if found:
-        for table in figures.tables(found):
-            console.print(table)
-        report.print_verdicts(console, targets.judge(found), digits=4)
+        tables = "\n\n".join(figures.tables(found))
+        print(tables)
+        (options.out / "programs.md").write_text(tables + "\n")
         figures.picture(found, options.out / "programs.png")
     return found
 
 
 def write(path: Path, found: Found) -> None:
-    """All that is known, with the targets."""
+    """All that is known."""
     content = {"what": "bytes of compiled programs, no times", "programs": found}
-    path.write_text(json.dumps({**content, "targets": targets.judge(found)}, indent=1) + "\n")
+    path.write_text(json.dumps(content, indent=1) + "\n")

@@ -6,14 +6,14 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from benchmarks import report
+from benchmarks.shared import report
 
 COLORS = {"flax": "C1", "jbn": "C0", "no norm": "C7"}
 Found = Mapping[str, Mapping[str, Any]]
 Rows = dict[str, str]
 
 
-def tables(found: Found) -> Iterator[Any]:
+def tables(found: Found) -> Iterator[str]:
     """One per part, a row per case, a column per chip."""
     for part, (title, rows) in _TABLES.items():
         columns = {chip: rows(parts[part]["figures"]) for chip, parts in found.items() if part in parts}

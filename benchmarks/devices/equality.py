@@ -10,8 +10,8 @@ import jax
 import numpy as np
 
 import jbn
-from benchmarks import ways
-from benchmarks.reference import EPSILON, error, gradient_error, reference
+from benchmarks.devices import ways
+from benchmarks.shared.reference import EPSILON, error, gradient_error, reference
 
 MOMENTUM = 0.5  # so that the running statistics show an error of the batch's undiminished
 LAYERS: dict[str, Callable[..., Any]] = {
@@ -98,10 +98,7 @@ def equality(
                 try:
                     found[dtype][mask] = errors(step(*arrays), wanted)
                 except Exception as raised:  # whatever a library does not support
-                    found[dtype][mask] = f"{type(raised).__name__}: {raised}".partition("\n")[0]
+                    found[dtype][mask] = ": ".join(
+                        [type(raised).__name__, *str(raised).splitlines()[:1]]
+                    )
     return found
-
-
-def worst(found: Errors) -> float:
-    """The largest error; NaN where any is, or where it raised."""
-    return float("nan") if isinstance(found, str) else float(np.max(list(found.values())))

@@ -1,10 +1,9 @@
-"""A step of every JAX library's layer, from the same arrays: how each is called, and the two forms.
+"""How every JAX library's layer is called, from the same arrays, as pure functions.
 
 Called alike: epsilon 1e-5, the running statistics updated with momentum 0.99 in training and returned,
 y in the dtype of x, the parameters float32. What differs:
 
-- flax.linen, flax.nnx: `dtype` is x's where that is bfloat16; NNX's layer is split into its parameters
-  and statistics and merged again inside the compiled function.
+- NNX: the layer is split into its parameters and statistics and merged again inside the function.
 - haiku: as it initializes itself for x, so with bfloat16 parameters and statistics for a bfloat16 x.
 - equinox: mode "batch", under `vmap` over the samples. Where the channels are last, in training every
   position is a sample, and in inference the axes are moved: the faster of the two in each. It promotes,
@@ -13,6 +12,7 @@ y in the dtype of x, the parameters float32. What differs:
 - With the channels on axis 1: `axis=1`, in haiku `data_format`; equinox has them there anyway.
 """
 
+import functools
 import importlib
 import os
 from collections.abc import Callable
@@ -24,9 +24,8 @@ import jax
 import jax.numpy as jnp
 
 import jbn
-from benchmarks import peers
-from benchmarks.layer_case import MOMENTUM, Case
-from benchmarks.reference import EPSILON
+from benchmarks.shared.case import MOMENTUM, Case
+from benchmarks.shared.reference import EPSILON
 
 
 def load(library: str) -> Any:
@@ -45,6 +44,9 @@ class Layer(NamedTuple):
     affine: Callable[[Any], tuple[Any, Any]]  # of a tree like params: scale and bias
 
 
+Adapter = Callable[[Case], Layer]
+
+
 def trees(case: Case) -> tuple[dict[str, Any], dict[str, Any]]:
     """Parameters and statistics with Flax's names."""
     v = jax.tree.map(jnp.asarray, case.values)
@@ -56,32 +58,36 @@ def by_name(params: Any) -> tuple[Any, Any]:
     return params["scale"], params["bias"]
 
 
-def jbn_functional(case: Case) -> Layer:
+def functional(case: Case) -> Layer:
     """`jbn.batch_norm`."""
-    options = {"axis": case.axis, "momentum": MOMENTUM, "epsilon": EPSILON}
+    call = functools.partial(
+        jbn.batch_norm, axis=case.axis, momentum=MOMENTUM, epsilon=EPSILON, mask=case.mask
+    )
 
     def train(params, state, x):
-        return jbn.batch_norm(x, params, state, train=True, **options)
+        return call(x, params, state, train=True)
 
     def infer(params, state, x):
-        return jbn.batch_norm(x, params, state, train=False, **options)[0]
+        return call(x, params, state, train=False)[0]
 
     return Layer(*trees(case), train, infer, by_name)
 
 
-def own_dtype(case: Case) -> dict[str, Any]:
-    """Flax's argument that keeps y in the dtype of x; nothing where that is the default."""
-    return {} if case.dtype == "float32" else {"dtype": jnp.dtype(case.dtype)}
+def linen_apply(layer: Any, x: Any, params: Any, batch_stats: Any, mask: Any = None) -> tuple[Any, Any]:
+    """A batch norm of Linen's, Flax's or jbn's, in training: y and the new running statistics."""
+    variables = {"params": params, "batch_stats": batch_stats}
+    y, updated = layer.apply(variables, x, mask=mask, mutable=["batch_stats"])
+    return y, updated["batch_stats"]
 
 
-def linen(case: Case) -> Layer:
-    """`flax.linen.BatchNorm`."""
+def linen(module: Any, case: Case, **options: Any) -> Layer:
+    """`flax.linen.BatchNorm` or jbn's, which takes its place."""
     training, running = (
-        flax.linen.BatchNorm(r, case.axis, MOMENTUM, EPSILON, **own_dtype(case)) for r in (False, True)
+        module(r, case.axis, MOMENTUM, EPSILON, jnp.dtype(case.dtype), **options) for r in (False, True)
     )
 
     def train(params, state, x):
-        return peers.linen(training, x, params, state)
+        return linen_apply(training, x, params, state, case.mask)
 
     def infer(params, state, x):
         return running.apply({"params": params, "batch_stats": state}, x)
@@ -89,17 +95,17 @@ def linen(case: Case) -> Layer:
     return Layer(*trees(case), train, infer, by_name)
 
 
-def nnx(case: Case) -> Layer:
-    """`flax.nnx.BatchNorm`."""
-    options = {"axis": case.axis, "momentum": MOMENTUM, "epsilon": EPSILON, **own_dtype(case)}
-    layer = flax.nnx.BatchNorm(case.shape[case.axis], rngs=flax.nnx.Rngs(0), **options)
+def nnx(module: Any, case: Case) -> Layer:
+    """`flax.nnx.BatchNorm` or jbn's."""
+    options = {"axis": case.axis, "momentum": MOMENTUM, "epsilon": EPSILON, "dtype": case.dtype}
+    layer = module(case.x.shape[case.axis], rngs=flax.nnx.Rngs(0), **options)
     for name, value in case.values._asdict().items():
         getattr(layer, name)[...] = jnp.asarray(value)
     graph, params, state = flax.nnx.split(layer, flax.nnx.Param, flax.nnx.BatchStat)
 
     def train(params, state, x):
         merged = flax.nnx.merge(graph, params, state, copy=True)
-        y = merged(x, use_running_average=False)
+        y = merged(x, use_running_average=False, mask=case.mask)
         return y, flax.nnx.state(merged, flax.nnx.BatchStat)
 
     def infer(params, state, x):
@@ -137,9 +143,10 @@ def haiku(case: Case) -> Layer:
     def infer(params, state, x):
         return layer.apply(params, state, None, x, False)[0]
 
-    return Layer(
-        own, state, train, infer, lambda p: tuple(map(p["batch_norm"].get, ("scale", "offset")))
-    )
+    def affine(params):
+        return params["batch_norm"]["scale"], params["batch_norm"]["offset"]
+
+    return Layer(own, state, train, infer, affine)
 
 
 def equinox(case: Case) -> Layer:
@@ -147,7 +154,7 @@ def equinox(case: Case) -> Layer:
     eqx = load("equinox")
     values = jax.tree.map(jnp.asarray, case.values)
     options = {"axis_name": "batch", "eps": EPSILON, "momentum": MOMENTUM, "mode": "batch"}
-    layer, state = eqx.nn.make_with_state(eqx.nn.BatchNorm)(case.shape[case.axis], **options)
+    layer, state = eqx.nn.make_with_state(eqx.nn.BatchNorm)(case.x.shape[case.axis], **options)
     # An equinox State may be used once only: its leaves may be used again.
     state = state.set(layer.batch_state_index, (values.mean, values.var))
     leaves, structure = jax.tree.flatten(state)
@@ -179,7 +186,7 @@ def keras(case: Case) -> Layer:
     policy = "float32" if case.dtype == "float32" else f"mixed_{case.dtype}"
     options = {"axis": case.axis, "momentum": MOMENTUM, "epsilon": EPSILON, "dtype": policy}
     layer = load("keras").layers.BatchNormalization(**options)
-    layer.build(case.shape)
+    layer.build(case.x.shape)
     scale, bias, mean, var = map(jnp.asarray, case.values)
 
     def train(params, state, x):
@@ -191,49 +198,15 @@ def keras(case: Case) -> Layer:
     return Layer([scale, bias], [mean, var], train, infer, tuple)
 
 
-JAX_LIBRARIES: dict[str, Callable[[Case], Layer]] = {
-    "jbn": jbn_functional,
-    "flax.linen": linen,
-    "flax.nnx": nnx,
+ADAPTERS: dict[str, Adapter] = {
+    "jbn": functional,
+    "jbn.linen": functools.partial(linen, jbn.linen.BatchNorm),
+    "jbn.nnx": functools.partial(nnx, jbn.nnx.BatchNorm),
+    "flax.linen": functools.partial(linen, flax.linen.BatchNorm),
+    "flax.linen, again": functools.partial(linen, flax.linen.BatchNorm),
+    "flax.linen, two-pass": functools.partial(linen, flax.linen.BatchNorm, use_fast_variance=False),
+    "flax.nnx": functools.partial(nnx, flax.nnx.BatchNorm),
     "haiku": haiku,
     "equinox": equinox,
     "keras": keras,
 }
-
-
-def step(layer: Layer, mode: str) -> Callable[..., tuple[Any, Any, Any]]:
-    """(params, state, x, dy) -> (y, state, (dx, dparams)); None for what the mode does not make."""
-
-    def forward(params, state, x, dy):
-        del dy
-        return *layer.train(params, state, x), None
-
-    def inference(params, state, x, dy):
-        del dy
-        return layer.infer(params, state, x), None, None
-
-    def both(params, state, x, dy):
-        y, vjp, state = jax.vjp(lambda p, x: layer.train(p, state, x), params, x, has_aux=True)
-        dparams, dx = vjp(dy)
-        return y, state, (dx, dparams)
-
-    return {"forward": forward, "inference": inference, "forward+backward": both}[mode]
-
-
-def loop(layer: Layer, mode: str) -> Callable[..., tuple[Any, Any, Any]]:
-    """(steps, params, state, x, dy) -> what the last of so many steps returns.
-
-    y is the next step's x, and dx the next step's dy, so that every step must write both.
-    """
-    one = step(layer, mode)
-
-    def run(steps, params, state, x, dy):
-        def body(_, carry):
-            x, state, gradients = carry
-            y, new, gradients = one(params, state, x, None if gradients is None else gradients[0])
-            return y, state if new is None else new, gradients
-
-        gradients = (dy, params) if mode == "forward+backward" else None
-        return jax.lax.fori_loop(0, steps, body, (x, state, gradients))
-
-    return run

@@ -19,7 +19,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from benchmarks import peers
+from benchmarks.shared.adapters import linen_apply
 
 DEVICES = 8
 GROUPS = ((0, 2, 4, 6), (1, 3, 5, 7))
@@ -36,7 +36,7 @@ def mesh(shape: Sequence[int] = (DEVICES,), kind: AxisType = AxisType.Auto) -> M
 
 def local_loss(layer: Any, params, x, batch_stats, mask, dy):
     """sum(y * dy), whose gradients are those of the layer at the cotangent dy; and the outputs."""
-    y, new = peers.linen(layer, x, params, batch_stats, mask)
+    y, new = linen_apply(layer, x, params, batch_stats, mask)
     return jnp.sum(y * dy), (y, new)
 
 

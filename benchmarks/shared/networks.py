@@ -1,4 +1,4 @@
-"""What train_step, compile_time and memory share: networks with a norm chosen by name, and one step.
+"""Networks with a norm chosen by name, one step of training, and the refusal of what is not Flax's.
 
 "No norm" is the identity: neither statistics nor scale and bias.
 """
@@ -14,6 +14,8 @@ import optax
 from flax import linen as nn
 
 import jbn
+from examples.models.resnet import resnet18 as resnet18
+from examples.models.resnet import resnet50 as resnet50
 
 MOMENTUM = 0.9
 VALUE_TOLERANCE, GRADIENT_TOLERANCE = 1e-5, 1e-2
@@ -39,38 +41,24 @@ NORMS: dict[str, Callable[..., nn.Module]] = {
 }
 
 
-class SmallCNN(nn.Module):
-    """The network of examples/digits_cnn.py, with any norm."""
-
-    norm: Callable[..., nn.Module]
-
-    @nn.compact
-    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
-        """Images (N, H, W, C) to logits (N, 10)."""
-        for features in (32, 64):
-            x = nn.Conv(features, (3, 3), use_bias=False)(x)
-            x = nn.relu(self.norm(use_running_average=not train)(x))
-        return nn.Dense(10)(x.reshape(len(x), -1))
-
-
 class Stack(nn.Module):
     """3x3 convolution, norm, activation, and again; the mean over the positions, and logits.
 
     Attributes:
         norm: factory of a norm.
         activation: after it.
-        layers: how many convolutions, each with as many features as the images have.
+        features: of each convolution.
     """
 
     norm: Callable[..., nn.Module]
-    activation: Callable[[jax.Array], jax.Array]
-    layers: int = 12
+    activation: Callable[[jax.Array], jax.Array] = nn.relu
+    features: tuple[int, ...] = (32, 64)
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         """(N, H, W, C) to logits (N, 10)."""
-        for _ in range(self.layers):
-            x = nn.Conv(x.shape[-1], (3, 3), use_bias=False)(x)
+        for features in self.features:
+            x = nn.Conv(features, (3, 3), use_bias=False)(x)
             x = self.norm(use_running_average=not train)(x)
             x = self.activation(x)
         return nn.Dense(10)(jnp.mean(x, (1, 2)))
@@ -109,6 +97,13 @@ def create_state(model: nn.Module, image: Any, seed: int) -> State:
     return State(params, variables.get("batch_stats", {}), OPTIMIZER.init(params))
 
 
+def abstract(model: nn.Module, shape: tuple[int, ...]) -> tuple[State, Any, Any]:
+    """Shapes and dtypes of state, images and labels: to compile with, nothing is computed."""
+    images = jax.ShapeDtypeStruct(shape, jnp.float32)
+    state = jax.eval_shape(lambda x: create_state(model, x, 0), images)
+    return state, images, jax.ShapeDtypeStruct(shape[:1], jnp.int32)
+
+
 def loss_of(model: nn.Module) -> Callable[..., tuple[jax.Array, Any]]:
     """(params, batch_stats, images, labels) -> (loss, new batch_stats), in training."""
 
@@ -144,13 +139,16 @@ def difference(actual: Any, wanted: Any, order: float = np.inf) -> float:
 
 
 def require_equal(name: str, actual: Any, wanted: Any) -> None:
-    """Refuses what is not flax's, for what is wrong is not worth measuring.
+    """Refuses what is not Flax's, for what is wrong is not worth measuring.
 
     Args:
         name: of what is compared.
         actual, wanted: ((loss, batch_stats), gradients). A rounding error moves some activations over
-            the zero of their ReLU, in flax's network as in any other, and with each some elements of
+            the zero of their ReLU, in Flax's network as in any other, and with each some elements of
             the gradients: these are compared in the mean square, of each array.
+
+    Raises:
+        RuntimeError: they differ.
     """
     found = difference(actual[0], wanted[0]), difference(actual[1], wanted[1], 2)
     if not (found[0] <= VALUE_TOLERANCE and found[1] <= GRADIENT_TOLERANCE):
