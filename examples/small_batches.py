@@ -11,7 +11,6 @@ image: 2 images of 8x8 pixels are 128 values.
 
 Prints the test accuracy for each norm and batch size, with its spread over the seeds, and draws it.
 """
-# ruff: noqa: E402
 
 from shared import flags
 
