@@ -20,6 +20,7 @@ from jbn.variants.frozen import frozen as frozen
 from jbn.variants.ghost import ghost as ghost
 from jbn.variants.inplace import inplace as inplace
 from jbn.variants.renorm import renorm as renorm
+from jbn.variants.streaming import streaming as streaming
 from jbn.variants.timesteps import timesteps as timesteps
 from jbn.variants.warmup import crossq_warmup as crossq_warmup
 from jbn.variants.warmup import ioffe_warmup as ioffe_warmup

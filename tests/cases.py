@@ -154,6 +154,7 @@ OTHER_PUBLIC_NAMES = {
     "timesteps": "test_timesteps.py",
     "frozen": "test_frozen.py",
     "ghost": "test_ghost.py",
+    "streaming": "test_streaming.py",
     "weighted_inference": "test_weighted_inference.py",
     "renorm": "test_renorm.py",
     "ioffe_warmup": "test_warmup.py",
@@ -272,5 +273,11 @@ VARIANTS = [
         jbn.weighted_inference(0.3),
         functools.partial(variant_reference.weighted_inference, alpha=0.3),
         like_plain=(jbn.weighted_inference(0.0), {}),
+    ),
+    Variant(
+        "streaming",
+        jbn.streaming(),
+        variant_reference.streaming,
+        like_plain=(jbn.streaming(), {"momentum": 0.0}),
     ),
 ]

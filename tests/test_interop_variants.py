@@ -227,3 +227,29 @@ def test_frozen_is_torchvisions():
 
     y, vjp = jax.vjp(ours, x)
     close((y, vjp(jnp.cos(x))[0]), (expected.detach().numpy(), given.grad.numpy()))
+
+
+def test_streaming_is_equinoxs_ema_with_the_variance_between_batches():
+    eqx = pytest.importorskip("equinox")
+    norm = jbn.streaming()
+
+    def theirs(x, state, layer):
+        return jax.vmap(layer, axis_name="batch", in_axes=(0, None), out_axes=(0, None))(x, state)
+
+    def compared(xs):
+        layer, state = eqx.nn.make_with_state(eqx.nn.BatchNorm)(4, "batch", mode="ema", momentum=0.9)
+        _, state = theirs(xs[0], state, layer)
+        mean, var = state.get(layer.ema_state_index)
+        ours = trained(norm, xs[1:], {"mean": mean, "var": var}, momentum=0.9)
+        for x, (y, dx, stats) in zip(xs[1:], ours, strict=True):
+            expected, vjp, state = jax.vjp(lambda x, s=state: theirs(x, s, layer), x, has_aux=True)
+            mean, var = state.get(layer.ema_state_index)
+            yield (y, dx, stats["mean"], stats["var"]), (expected, vjp(jnp.cos(x))[0], mean, var)
+
+    xs = [x[:, 0] for x in batches()]
+    # Of batches that have one mean there is no variance between them.
+    for ours, expected in compared([x - x.mean(0) for x in xs]):
+        close(ours, expected)
+    one_by_one = list(compared(jnp.asarray(np.random.default_rng(0).standard_normal((80, 1, 4)))))
+    (*_, our_var), (*_, their_var) = one_by_one[-1]
+    assert np.all(np.asarray(their_var) == 0) and np.all(np.asarray(our_var) > 0.2)

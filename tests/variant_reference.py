@@ -150,6 +150,17 @@ def weighted_inference(x, params, stats, *, alpha, train=True, mask=None, consta
     return normalized(x, mean, square - mean**2, params), stats
 
 
+def streaming(x, params, stats, *, train=True, mask=None, constants=None):
+    """By the averages of x and of its square, which no variance between batches escapes."""
+    if train:
+        mean, var, count = moments(x, weights_of(x, mask), examples(x))
+        square = updated(
+            {**stats, "var": stats["var"] + stats["mean"] ** 2}, mean, var + mean**2, count
+        )
+        stats = {**square, "var": square["var"] - square["mean"] ** 2}
+    return normalized(x, stats["mean"], stats["var"], params), stats
+
+
 def derivative(function, order, step=1e-4):
     """d^order / dt1 ... dtorder of function(t1, ..., torder) at 0, by central differences."""
     total = 0.0
