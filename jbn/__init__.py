@@ -14,6 +14,7 @@ from jbn._normalize import normalize as normalize
 from jbn._remat import remat_policy as remat_policy
 from jbn._running import update_running as update_running
 from jbn._statistics import Moments as Moments
+from jbn.variants.batch_group import batch_group as batch_group
 from jbn.variants.conditional import conditional as conditional
 from jbn.variants.domains import domains as domains
 from jbn.variants.frozen import frozen as frozen

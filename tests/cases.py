@@ -149,6 +149,7 @@ FUNCTIONS = {
 OTHER_PUBLIC_NAMES = {
     "init": "test_batch_norm.py",
     "Form": "test_form.py",
+    "batch_group": "test_batch_group.py",
     "conditional": "test_conditional.py",
     "domains": "test_domains.py",
     "timesteps": "test_timesteps.py",
@@ -279,5 +280,11 @@ VARIANTS = [
         jbn.streaming(),
         variant_reference.streaming,
         like_plain=(jbn.streaming(), {"momentum": 0.0}),
+    ),
+    Variant(
+        "batch_group",
+        jbn.batch_group(2),
+        functools.partial(variant_reference.batch_group, groups=2),
+        like_plain=(jbn.batch_group(4), {}),
     ),
 ]

@@ -161,6 +161,17 @@ def streaming(x, params, stats, *, train=True, mask=None, constants=None):
     return normalized(x, stats["mean"], stats["var"], params), stats
 
 
+def batch_group(x, params, stats, *, groups, train=True, mask=None, constants=None):
+    divided = (*x.shape[:-1], groups, x.shape[-1] // groups)
+    axes = (*examples(x), x.ndim)
+    of_groups = [stats[name].reshape(groups, 1) for name in ("mean", "var")]
+    if train:
+        m = moments(x.reshape(divided), weights_of(x, mask).reshape(divided), axes)
+        of_groups, stats = m[:2], updated(stats, *m)
+    z = normalized(x.reshape(divided), *of_groups, {}).reshape(x.shape)
+    return z * params["scale"] + params["bias"], stats
+
+
 def derivative(function, order, step=1e-4):
     """d^order / dt1 ... dtorder of function(t1, ..., torder) at 0, by central differences."""
     total = 0.0

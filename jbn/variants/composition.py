@@ -20,3 +20,12 @@ def chain(norm: Norm | None) -> Iterator[Norm]:
     while norm is not None:
         yield norm
         norm = getattr(norm, "norm", None)
+
+
+def check_one_set(outer: str, norm: Norm) -> None:
+    """Fails where there are several scales and biases, for an outer norm that gives or shapes one."""
+    if not all(getattr(inner, "share_params", True) for inner in chain(norm)):
+        raise ValueError(
+            f"`norm` of jbn.{outer} must have one scale and bias, got {norm!r}; let its domains share "
+            f"their parameters"
+        )

@@ -6,7 +6,7 @@ from jax import lax
 
 from jbn import _checks
 from jbn._norm import Norm, plain
-from jbn.variants.composition import check_inner
+from jbn.variants.composition import check_inner, check_one_set
 
 
 def conditional(norm: Norm = plain) -> Norm:
@@ -59,6 +59,7 @@ class Conditional(Norm):
 
     def __post_init__(self):
         check_inner("conditional", self.norm, "scale", "bias")
+        check_one_set("conditional", self.norm)
 
     def init(self, features, **options):
         """Those of the norm, without scale and bias."""
