@@ -1,158 +1,103 @@
-"""What does exactness cost? A step of jbn against the same code with E[x^2] - E[x]^2, and Flax's layer.
+"""What does exactness cost? A step with exact statistics against the same step with E[x^2] - E[x]^2.
 
-The fast but inexact variance is put into jbn for this measurement alone: everything else, the backward
-pass too, is the same program. Steps run inside one compiled loop, forward and backward, y and dx being
-the next step's x and dy, interleaved between the variants.
+    python -m benchmarks exactness
+
+"exact" and "inexact" are one composition of jbn's public functions, with `jbn.moments` and with the
+usual fast formula in its place. Beside them `jbn.batch_norm`, which does what "exact" does in one
+operation, and Flax's layer as it comes and with its two-pass variance. Steps inside one compiled loop,
+forward and backward, all in turn, on well-scaled data and where the mean is ten deviations.
 """
 
 import functools
-import statistics
-import sys
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Any
 
-import flax.linen
-import jax
 import jax.numpy as jnp
-import numpy as np
-from rich.progress import track
 
 import jbn
-from benchmarks import report
-from jbn.ops import xla
+from benchmarks.shared import case, processes, report, steps, timing
+from benchmarks.shared.adapters import ADAPTERS, Layer, by_name, trees
+from benchmarks.shared.layer_times import measure
+from benchmarks.shared.reference import EPSILON
 
 SHAPES = ((32, 56, 56, 64), (32, 28, 28, 128), (32, 14, 14, 256), (32, 7, 7, 512), (4096, 256))
 MEANS = (0.0, 10.0)
-VARIANTS = ("inexact", "jbn", "flax")
-STEPS = 20
-TARGET = 1.10
-TOLERANCE = 1e-4
+MODE = "forward+backward"
+BASE = "inexact"
 
 
-def inexact_moments(x, weights, count, axes):
+def fast_moments(x: Any) -> jbn.Moments:
     """E[x] and E[x^2] - E[x]^2, whatever the data."""
-    del weights
-    n = count.astype(x.dtype)
-    mean = jnp.sum(x, axes) / n
-    var = jnp.sum(x * x, axes) / n - mean * mean
-    return mean, jnp.zeros_like(mean), jnp.maximum(var, 0)
-
-
-@contextmanager
-def statistics_of(variant: str) -> Iterator[None]:
-    """Replaces the statistics while a program is traced."""
-    exact = xla.moments
-    xla.moments = inexact_moments if variant == "inexact" else exact
-    jax.clear_caches()
-    try:
-        yield
-    finally:
-        xla.moments = exact
-        jax.clear_caches()
-
-
-def layer(variant: str):
-    """(x, params, batch_stats) -> (y, batch_stats)."""
-    if variant != "flax":
-        return functools.partial(jbn.batch_norm, train=True)
-    module = flax.linen.BatchNorm(use_running_average=False)
-
-    def apply(x, params, batch_stats):
-        variables = {"params": params, "batch_stats": batch_stats}
-        y, updated = module.apply(variables, x, mutable=["batch_stats"])
-        return y, updated["batch_stats"]
-
-    return apply
-
-
-def program(variant: str, arguments: tuple) -> Any:
-    """The compiled loop: (steps, params, batch_stats, x, dy) -> the last of all of them."""
-    apply = layer(variant)
-
-    def run(steps, params, batch_stats, x, dy):
-        def body(_, carry):
-            batch_stats, x, dy, _ = carry
-            y, vjp, batch_stats = jax.vjp(
-                lambda p, x: apply(x, p, batch_stats), params, x, has_aux=True
-            )
-            dparams, dx = vjp(dy)
-            return batch_stats, y, dx, dparams
-
-        return jax.lax.fori_loop(0, steps, body, (batch_stats, x, dy, params))
-
-    with statistics_of(variant):
-        return jax.jit(run).lower(np.int32(STEPS), *arguments).compile()
-
-
-def checked(compiled: Any, arguments: tuple, mean: float) -> None:
-    """Refuses to time what is wrong; at a mean of 10 deviations the fast variance still is not."""
-    _, y, _, _ = compiled(np.int32(1), *arguments)
-    x = np.asarray(arguments[2], np.float64)
     axes = tuple(range(x.ndim - 1))
-    r = (x - x.mean(axes)) / np.sqrt(x.var(axes) + 1e-5) + mean
-    error = float(np.max(np.abs(y - r)))
-    if not error <= TOLERANCE:
-        raise RuntimeError(f"wrong by {error:.1e}: nothing to time")
+    mean = jnp.mean(x, axes)
+    var = jnp.maximum(jnp.mean(x * x, axes) - mean * mean, 0)
+    return jbn.Moments(mean, var)
 
 
-def milliseconds(compiled: Any, arguments: tuple) -> float:
-    """One step, of many in one program."""
-    start = time.perf_counter()
-    jax.block_until_ready(compiled(np.int32(STEPS), *arguments))
-    return (time.perf_counter() - start) / STEPS * 1e3
+def composed(moments: Callable[[Any], jbn.Moments], made: case.Case) -> Layer:
+    """Batch norm of the public pieces, with any function for the moments."""
+
+    def train(params, state, x):
+        m = moments(x)
+        y = jbn.normalize(x, m, params, epsilon=EPSILON)
+        return y, jbn.update_running(state, m, momentum=case.MOMENTUM)
+
+    def infer(params, state, x):
+        return jbn.normalize(x, jbn.Moments(**state), params, epsilon=EPSILON)
+
+    return Layer(*trees(made), train, infer, by_name)
 
 
-def measure(shape: Sequence[int], mean: float, repeats: int, seed: int) -> dict[str, float]:
-    """Medians of the milliseconds per step, and of the ratios to the first variant."""
-    rng = np.random.default_rng(seed)
-    x, dy = (jnp.asarray(rng.standard_normal(shape), jnp.float32) for _ in range(2))
-    params, batch_stats = jbn.init(shape[-1])
-    params["bias"] = params["bias"] + mean  # so that the next step's x is like this one's
-    arguments = params, batch_stats, x + mean, dy
-    compiled = {variant: program(variant, arguments) for variant in VARIANTS}
-    for run in compiled.values():
-        checked(run, arguments, mean)
-    times: dict[str, list[float]] = {variant: [] for variant in VARIANTS}
-    for _ in range(repeats):
-        for variant, run in compiled.items():
-            times[variant].append(milliseconds(run, arguments))
-    ratio = [a / b for a, b in zip(times["jbn"], times["inexact"], strict=True)]
-    against_flax = [a / b for a, b in zip(times["flax"], times["jbn"], strict=True)]
-    return {
-        "jbn / inexact": statistics.median(ratio),
-        "flax / jbn": statistics.median(against_flax),
-        **{f"{variant}, ms": statistics.median(values) for variant, values in times.items()},
+VARIANTS = {
+    BASE: functools.partial(composed, fast_moments),
+    "exact": functools.partial(composed, jbn.moments),
+    **{name: ADAPTERS[name] for name in ("jbn", "flax.linen", "flax.linen, two-pass")},
+}
+
+
+def times(
+    shapes: Sequence[Sequence[int]], rounds: int, seed: int, means: Sequence[float] = MEANS
+) -> dict[str, Any]:
+    """By input and layer: the time of each variant by that of the inexact one.
+
+    Raises:
+        WrongResultError: a result is not what it is to be; on these data the fast formula's still is.
+    """
+    loops = {name: functools.partial(steps.loop, adapter) for name, adapter in VARIANTS.items()}
+    found = {}
+    for mean in means:
+        rows = found[f"N({mean:g}, 1)"] = {}
+        for shape in report.progress(shapes, f"mean {mean:g}"):
+            made = case.make(shape, -1, "float32", seed, mean)
+            measured = measure("loop", loops, made, MODE, case.expected(made)[MODE], rounds)
+            for name, why in measured.refused.items():
+                raise case.WrongResultError(f"{name}, {made.name}, mean {mean:g}: {why}")
+            rows[made.name] = {name: timing.ratio(measured.times, name, BASE) for name in VARIANTS}
+    return found
+
+
+def table(data: str, rows: dict[str, dict[str, list[float]]]) -> str:
+    """Rows layers, and their geometric mean in every run."""
+    if len(rows) > 1:
+        rows = {**rows, "geometric mean": report.geometric_means(rows)}
+    cells = {
+        layer: {name: report.span(runs) for name, runs in row.items() if name != BASE}
+        for layer, row in rows.items()
     }
+    title = f"Channels from {data}: the time of a step by that of the inexact one"
+    return report.table(title, "layer", cells)
 
 
-def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
-    """Measures, prints, writes exactness.json; returns what it holds."""
-    argv = sys.argv[1:] if argv is None else list(argv)
+def main(argv: Sequence[str]) -> dict[str, Any]:
+    """Measures, prints, writes exactness.json and .md; returns what the first of them holds."""
     parser = report.parser("exactness", __doc__)
-    parser.add_argument("--repeats", type=int, default=15)
-    parser.add_argument("--shape", type=int, nargs="+", help="channels last; default: five of them")
+    parser.add_argument("--rounds", type=report.positive, default=9)
+    parser.add_argument("--shape", type=report.positive, nargs="+", help="channels last; default: five")
+    processes.add_flag(parser, 3)
     options = parser.parse_args(argv)
-    console = report.console()
     shapes = (tuple(options.shape),) if options.shape else SHAPES
-    cases = [(mean, shape) for mean in MEANS for shape in shapes]
-    figures = {
-        f"{shape}, N({mean:g}, 1)": measure(shape, mean, options.repeats, options.seed)
-        for mean, shape in track(cases, "layers", console=console, transient=True)
-    }
-    rows = {name: {k: f"{v:.3g}" for k, v in row.items()} for name, row in figures.items()}
-    console.print(report.table("one step, forward and backward, in a loop", "input", rows))
-    scaled = [row["jbn / inexact"] for name, row in figures.items() if "N(0, 1)" in name]
-    targets = {
-        "jbn / inexact on well scaled data, geometric mean": report.verdict(
-            [statistics.geometric_mean(scaled)], TARGET
-        ),
-        "jbn / inexact on well scaled data, worst shape": report.verdict(scaled, TARGET),
-    }
-    report.print_verdicts(console, targets)
-    return report.write("exactness", argv, options.out, {"figures": figures, "targets": targets})
-
-
-if __name__ == "__main__":
-    main()
+    found = processes.repeated(
+        "exactness", argv, options.runs, lambda: times(shapes, options.rounds, options.seed)
+    )
+    tables = [table(data, rows) for data, rows in found.items()]
+    return report.write("exactness", argv, options.out, {"figures": found}, tables)

@@ -1,252 +1,215 @@
-"""What layers keep for the backward pass, what memory compiled gradients need, and how fast they are.
+"""What is kept for the backward pass, what memory compiled gradients need, and how fast they are.
 
     python -m benchmarks memory
 
-Stacks of conv 3x3, batch norm and activation, and ResNet-18: flax.linen's norm, jbn's, jbn's in place
-and jbn's under `jax.checkpoint` with `jbn.remat_policy`. Prints
+Stacks of conv 3x3, batch norm and activation, and ResNet-18: flax.linen's norm, jbn's, jbn's in place,
+and both under `jax.checkpoint` with a policy: jax's `dots_saveable`, which keeps what matrix products
+and convolutions compute, and `jbn.remat_policy`, which keeps the moments too.
 
-- what JAX keeps between the forward and the backward pass (residuals), on any device, before XLA;
-- the `temp_size_in_bytes` of XLA's `memory_analysis()` of the compiled gradient, exact and repeatable,
-  compiled as XLA:CPU does by itself and with two sets of flags (compiled_memory.py);
-- the largest batch whose compiled gradient fits into --budget-mb, arguments and results included;
-- the milliseconds of a gradient, all in turn, after loss, running statistics and gradients have been
-  compared with flax's;
-- the residuals of one layer, float32 and bfloat16.
+- kept by JAX: the arrays between the forward and the backward pass, before XLA sees them;
+- compiled: the `temp_size_in_bytes` of XLA's `memory_analysis()` of the gradient, exact and repeatable,
+  with the compiler's settings as they are: `XLA_FLAGS` changes them;
+- the time of a gradient, all in turn, after loss, running statistics and gradients have been compared
+  with Flax's.
 """
 
+import argparse
 import functools
-import sys
-from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import flax.linen
 import jax
-from matplotlib.figure import Figure
-from rich.progress import track
+import numpy as np
+from flax import linen as nn
 
 import jbn
-from benchmarks import networks, report, timing
-from benchmarks.compiled_memory import (
-    COMPILERS,
-    IMAGES,
-    RELU_STACK,
-    RESNET,
-    STACK,
-    arguments,
-    cases,
-    measure,
-    residual_bytes,
-)
-from benchmarks.peers import linen
+from benchmarks.shared import networks, report, timing
+from benchmarks.shared.adapters import linen_apply
 
-BATCHES = {STACK: 64, RELU_STACK: 64, RESNET: 32}
 MIB = 2**20
-FITTED = "sequential, barriers kept"
-MEMORY_TARGETS = {
-    (STACK, "jbn, in place"): 0.5,
-    (RELU_STACK, "jbn, remat_policy"): 0.6,
-    (RESNET, "jbn, remat_policy per block"): 0.6,
-    (RESNET, "jbn, remat_policy"): 0.6,
-}
-TIME_TARGETS = {
-    (STACK, "jbn, in place"): 1.0,
-    (RELU_STACK, "jbn, remat_policy"): 1.05,
-    (RESNET, "jbn, remat_policy per block"): 1.05,
-    (RESNET, "jbn, remat_policy"): 1.05,
-}
-
-Figures = dict[str, dict[str, dict[str, Any]]]
+BASE = "flax"
+NETWORKS = ("leaky_relu_stack", "relu_stack", "resnet18")
+ONE_LAYER = (64, 32, 32, 32)
 
 
-def one_layer(shape: tuple[int, ...]) -> dict[str, dict[str, int]]:
-    """By dtype: the residuals of one layer with flax's norm and jbn's, and the bytes of x."""
-    found = {}
-    for dtype in ("float32", "bfloat16"):
-        x = jax.ShapeDtypeStruct(shape, dtype)
-        params, batch_stats = jbn.init(shape[-1])
-        layer = flax.linen.BatchNorm(use_running_average=False, dtype=dtype)
+class Case(NamedTuple):
+    """A network, and a policy for `jax.checkpoint` around all of it."""
 
-        def flax_layer(primals, batch_stats, layer=layer):
-            x, params = primals
-            # x + 0: what the layer before has made is no argument, and counts where it is kept.
-            return linen(layer, x + 0, params, batch_stats)
+    model: nn.Module
+    policy: Callable[..., Any] | None = None
 
-        def own(primals, batch_stats):
-            x, params = primals
-            return jbn.batch_norm(x + 0, params, batch_stats, train=True)
+    def loss(self) -> Callable[..., Any]:
+        """(params, batch_stats, images, labels) -> (loss, new batch_stats)."""
+        loss = networks.loss_of(self.model)
+        return loss if self.policy is None else jax.checkpoint(loss, policy=self.policy)
 
-        found[dtype] = {
-            name: residual_bytes(f, (x, params), batch_stats)
-            for name, f in {"flax": flax_layer, "jbn": own}.items()
-        }
-        found[dtype]["x"] = x.size * x.dtype.itemsize
-    return found
+    def gradient(self) -> Callable[..., Any]:
+        """The same arguments -> ((loss, new batch_stats), gradient of the parameters)."""
+        return jax.value_and_grad(self.loss(), has_aux=True)
 
 
-def residuals(quick: bool, batches: Mapping[str, int]) -> dict[str, dict[str, int]]:
-    """By network and case: what JAX keeps of the forward pass of the whole network."""
-    found: dict[str, dict[str, int]] = {}
-    for network, rows in cases(quick).items():
-        shape = (batches[network], *IMAGES[network])
-        found[network] = {
-            name: residual_bytes(case.loss(), *arguments(case.model, shape))
-            for name, case in rows.items()
-        }
-    return found
+def cases(options: argparse.Namespace) -> dict[str, tuple[tuple[int, ...], dict[str, Case]]]:
+    """By network: its images, and what is done about its norms."""
+    flax, own = networks.NORMS["flax"], networks.NORMS["jbn"]
+    dots, remat = jax.checkpoint_policies.dots_saveable, jbn.remat_policy
+    images, channels = (options.batch, options.size, options.size), options.width
+    stack = functools.partial(networks.Stack, features=(channels,) * options.layers)
+    resnet = functools.partial(networks.resnet18, features=2 * channels)
+    in_place = functools.partial(own, norm=jbn.inplace("leaky_relu"))
+    return {
+        "leaky_relu_stack": (
+            (*images, channels),
+            {
+                BASE: Case(stack(flax, nn.leaky_relu)),
+                "jbn": Case(stack(own, nn.leaky_relu)),
+                "jbn, in place": Case(stack(in_place, lambda y: y)),
+            },
+        ),
+        "relu_stack": (
+            (*images, channels),
+            {
+                BASE: Case(stack(flax)),
+                "flax, dots_saveable": Case(stack(flax), dots),
+                "jbn": Case(stack(own)),
+                "jbn, dots_saveable": Case(stack(own), dots),
+                "jbn, remat_policy": Case(stack(own), remat),
+            },
+        ),
+        "resnet18": (
+            (*images, 3),
+            {
+                BASE: Case(resnet(norm=flax)),
+                "flax, dots_saveable per block": Case(resnet(norm=flax, remat_policy=dots)),
+                "jbn": Case(resnet(norm=own)),
+                "jbn, remat_policy per block": Case(resnet(norm=own, remat_policy=remat)),
+                "jbn, remat_policy": Case(resnet(norm=own), remat),
+            },
+        ),
+    }
 
 
-def times(
-    quick: bool, batches: Mapping[str, int], rounds: int, seed: int
-) -> dict[str, dict[str, list[float]]]:
-    """By network and case: the seconds of a gradient in every round, all cases in turn.
+def residual_bytes(function: Callable[..., Any], primals: Any, *others: Any) -> int:
+    """What JAX keeps of a forward pass for the backward pass, besides the arguments.
+
+    Before XLA sees anything: it is what a compiler may improve on, on any device. What is handed
+    through nested functions is listed more than once, and is one array: each content counts once.
+
+    Args:
+        function: of the primals and the others; returns a pair, whose second has no derivative.
+        primals: what it is differentiated by.
+        others: further arguments.
+    """
+
+    def content(tree):
+        arrays = [v for v in jax.tree.leaves(tree) if isinstance(v, jax.Array)]
+        return {hashlib.sha256(np.asarray(v).tobytes()).digest(): v.nbytes for v in arrays}
+
+    @jax.jit
+    def forward(primals, *others):
+        return jax.vjp(lambda p: function(p, *others), primals, has_aux=True)[1]
+
+    vjp = forward(primals, *others)
+    arguments = content((primals, others))
+    return sum(size for digest, size in content(vjp).items() if digest not in arguments)
+
+
+def one_layer(shape: tuple[int, ...], dtype: str) -> dict[str, float]:
+    """The residuals of one layer with Flax's norm and jbn's, in sizes of x."""
+    x = jax.random.normal(jax.random.key(0), shape, dtype)
+    params, batch_stats = jbn.init(shape[-1])
+    modules = {BASE: flax.linen.BatchNorm, "jbn": jbn.linen.BatchNorm}
+
+    def layer(module, primals, batch_stats):
+        x, params = primals
+        norm = module(use_running_average=False, dtype=dtype)
+        # 2 * x: what the layer before has made is no argument, and counts where it is kept.
+        return linen_apply(norm, 2 * x, params, batch_stats)
+
+    kept = {
+        name: residual_bytes(functools.partial(layer, module), (x, params), batch_stats)
+        for name, module in modules.items()
+    }
+    return {name: size / x.nbytes for name, size in kept.items()}
+
+
+def compiled_bytes(case: Case, images: tuple[int, ...]) -> int:
+    """What the compiled gradient allocates besides its arguments and results; nothing is computed."""
+    state, *data = networks.abstract(case.model, images)
+    lowered = jax.jit(case.gradient()).lower(state.params, state.batch_stats, *data)
+    analysis: Any = lowered.compile().memory_analysis()
+    return analysis.temp_size_in_bytes
+
+
+def measure(
+    network: str, cases: Mapping[str, Case], images: tuple[int, ...], rounds: int, seed: int
+) -> dict[str, dict[str, Any]]:
+    """By case: bytes, and quartiles over the rounds of the time of a gradient by that with Flax's norm.
 
     Raises:
-        RuntimeError: a case's loss, running statistics or gradient are not flax's.
+        RuntimeError: a case's loss, running statistics or gradient are not Flax's.
     """
-    found = {}
-    for network, rows in cases(quick).items():
-        images, labels = networks.data((batches[network], *IMAGES[network]), seed)
-        wanted, timers = None, {}
-        for name, case in rows.items():
-            state = networks.create_state(case.model, images[:1], seed)
-            given = state.params, state.batch_stats, images, labels
-            gradient = jax.jit(case.gradient())
-            result = jax.device_get(gradient(*given))
-            wanted = result if wanted is None else wanted
-            networks.require_equal(f"{network}, {name}", result, wanted)
-            timers[name] = functools.partial(timing.elapsed, gradient, *given)
-        found[network] = timing.rounds(timers, rounds)
+    x, labels = networks.data(images, seed)
+    wanted, timers, found = None, {}, {}
+    for name, case in cases.items():
+        state = networks.create_state(case.model, x[:1], seed)
+        arguments = state.params, state.batch_stats, x, labels
+        run = functools.partial(jax.jit(case.gradient()), *arguments)
+        result = jax.device_get(run())
+        wanted = result if wanted is None else wanted
+        networks.require_equal(f"{network}, {name}", result, wanted)
+        timers[name] = timing.of_calls(run)
+        found[name] = {
+            "kept by JAX": residual_bytes(case.loss(), *arguments),
+            "compiled": compiled_bytes(case, images),
+        }
+    seconds = timing.rounds(timers, rounds)
+    for name, row in found.items():
+        row["ms"] = timing.milliseconds(seconds[name])
+        quartiles = np.percentile(timing.ratios(seconds, name, BASE), (25, 50, 75))
+        row["time by flax"] = quartiles.tolist()
     return found
 
 
-def gather(
-    kept: Mapping[str, Mapping[str, int]],
-    compiled: Mapping[str, Figures],
-    seconds: Mapping[str, dict[str, list[float]]],
-) -> Figures:
-    """By network and case: all that was measured, with ratios to flax's norm without anything."""
-    found: Figures = {}
-    for network, rows in kept.items():
-        found[network] = {}
-        for name in rows:
-            sizes = {c: compiled[c][network][name]["temp"] for c in compiled}
-            flax = {c: compiled[c][network]["flax"]["temp"] for c in compiled}
-            found[network][name] = {
-                "residuals": rows[name],
-                "temp": sizes,
-                **timing.summary(seconds[network][name]),
-                "against flax": {
-                    "residuals": rows[name] / rows["flax"],
-                    **{c: sizes[c] / flax[c] for c in compiled},
-                    "time": timing.ratio(seconds[network], name, "flax"),
-                },
-                "largest batch": compiled[FITTED][network][name]["largest batch"],
-            }
-    return found
-
-
-def judge(figures: Figures, layer: Mapping[str, Mapping[str, int]]) -> dict[str, Any]:
-    """jbn's targets and what was found; the compiler's default settings have none."""
-    found = {}
-    for (network, name), target in MEMORY_TARGETS.items():
-        against = figures[network][name]["against flax"]
-        for what in ("residuals", *list(COMPILERS)[1:]):
-            label = what if what == "residuals" else f"temp, {what}"
-            found[f"{network}, {name} / flax: {label}"] = report.verdict([against[what]], target)
-    for (network, name), target in TIME_TARGETS.items():
-        ratio = figures[network][name]["against flax"]["time"]
-        found[f"{network}, {name} / flax: time"] = report.verdict([ratio], target)
-    for dtype, row in layer.items():
-        ratio = row["jbn"] / row["flax"]
-        found[f"one layer, {dtype}, jbn / flax: residuals"] = report.verdict([ratio], 1.0)
-    return found
-
-
-def cells(row: Mapping[str, Any], budget: float) -> dict[str, str]:
-    """The cells of a case."""
-    against = row["against flax"]
-
-    def text(value, ratio):
-        return f"{value:.4g} ({ratio:.2f})"
-
-    return {
-        "residuals": text(row["residuals"] / MIB, against["residuals"]),
-        **{c: text(size / MIB, against[c]) for c, size in row["temp"].items()},
-        "ms": text(row["ms"], against["time"]),
-        f"batch in {budget:g} MiB": str(row["largest batch"]),
+def table(title: str, rows: Mapping[str, Any]) -> str:
+    """A row per case, everything beside Flax's."""
+    cells = {
+        name: {
+            **{
+                f"{what}, MiB": f"{row[what] / MIB:.3g} ({row[what] / rows[BASE][what]:.2f})"
+                for what in ("kept by JAX", "compiled")
+            },
+            "time by Flax's": report.span(row["time by flax"]),
+        }
+        for name, row in rows.items()
     }
+    return report.table(title, "norm", cells)
 
 
-def picture(figures: Figures, path: Path) -> None:
-    """Residuals and compiled memory of each case, a row of panels for each network."""
-    rows = {"residuals": "kept by JAX, MiB"}
-    rows |= {FITTED: f"compiled ({FITTED}), MiB"}
-    figure = Figure(figsize=(10.5, 2.1 * len(figures)), dpi=100, layout="constrained")
-    panels = figure.subplots(len(figures), len(rows), squeeze=False)
-    for line, (network, found) in zip(panels, figures.items(), strict=True):
-        for axes, (what, label) in zip(line, rows.items(), strict=True):
-            sizes = {
-                name: (row["temp"].get(what) or row["residuals"]) / MIB for name, row in found.items()
-            }
-            texts = {
-                name: f"{size:.3g} ({found[name]['against flax'][what]:.2f})"
-                for name, size in sizes.items()
-            }
-            report.bars(axes, sizes, texts)
-            axes.set(title=network, xlabel=label)
-            if what != "residuals":
-                axes.set_yticklabels([])
-    figure.savefig(path)
-
-
-def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
-    """Measures, prints, writes memory.json and memory.png; returns what the first of them holds."""
-    argv = sys.argv[1:] if argv is None else list(argv)
+def main(argv: Sequence[str]) -> dict[str, Any]:
+    """Measures, prints, writes memory.json and .md; returns what the first of them holds."""
     parser = report.parser("memory", __doc__)
-    parser.add_argument("--budget-mb", type=float, default=1024, help="MiB, for the largest batch")
-    parser.add_argument("--rounds", type=int, default=7, help="how often each gradient is timed")
-    parser.add_argument("--quick", action="store_true", help="small networks: to see that it runs")
+    parser.add_argument("--network", choices=NETWORKS, nargs="+", default=NETWORKS)
+    parser.add_argument("--batch", type=report.positive, default=64)
+    parser.add_argument("--size", type=report.positive, default=32, help="height and width")
+    parser.add_argument(
+        "--width", type=report.positive, default=32, help="channels; ResNet-18: twice that"
+    )
+    parser.add_argument("--layers", type=report.positive, default=12, help="of the stacks")
+    parser.add_argument("--rounds", type=report.positive, default=7, help="how often each is timed")
     options = parser.parse_args(argv)
-    batches = dict.fromkeys(BATCHES, 4) if options.quick else BATCHES
-    rounds = 2 if options.quick else options.rounds
-    console = report.console()
-    budget = int(options.budget_mb * MIB)
-    settings = {"quick": options.quick, "batches": batches}
-    compiled = {
-        name: measure(name, {**settings, "budget": budget if name == FITTED else None})
-        for name in track(COMPILERS, "compiling", console=console, transient=True)
+    found = {
+        network: measure(network, rows, images, options.rounds, options.seed)
+        for network, (images, rows) in report.progress(cases(options).items(), "networks")
+        if network in options.network
     }
-    layer = one_layer((64, 32, 32, 32))
-    with console.status("timing"):
-        seconds = times(options.quick, batches, rounds, options.seed)
-    figures = gather(residuals(options.quick, batches), compiled, seconds)
-
-    for network, rows in figures.items():
-        title = (
-            f"{network}, images {(batches[network], *IMAGES[network])}: MiB kept by JAX; temp MiB of "
-            "the compiled gradient, by compiler settings; milliseconds (in parentheses: of flax's)"
-        )
-        shown = {name: cells(row, options.budget_mb) for name, row in rows.items()}
-        console.print(report.table(title, "norm", shown))
-    shown = {
-        dtype: {name: f"{size / MIB:.4g} ({size / row['x']:.2f} x)" for name, size in row.items()}
-        for dtype, row in layer.items()
-    }
-    console.print(report.table("residuals of one layer on (64, 32, 32, 32), MiB", "dtype", shown))
-    targets = judge(figures, layer)
-    report.print_verdicts(console, targets)
-    results = {
-        "settings": {"batches": batches, "budget MiB": options.budget_mb, "compilers": COMPILERS},
-        "figures": figures,
-        "compiled": compiled,
-        "one layer": layer,
-        "targets": targets,
-    }
-    results = report.write("memory", argv, options.out, results)
-    picture(figures, options.out / "memory.png")
-    return results
-
-
-if __name__ == "__main__":
-    main()
+    layer = {dtype: one_layer(ONE_LAYER, dtype) for dtype in ("float32", "bfloat16")}
+    tables = [
+        table(f"{network}, {options.batch} images, in brackets by Flax's; of times the quartiles", rows)
+        for network, rows in found.items()
+    ]
+    shown = {dtype: {n: f"{v:.2f}" for n, v in row.items()} for dtype, row in layer.items()}
+    tables.append(report.table(f"Kept of one layer, x {ONE_LAYER}, in sizes of x", "dtype", shown))
+    figures = {"figures": found, "one layer": layer}
+    return report.write("memory", argv, options.out, figures, tables)

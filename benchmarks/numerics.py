@@ -1,23 +1,24 @@
 """How far is y from the exact result? jbn and its peers against float64, forward and backward.
 
+    python -m benchmarks numerics
+
 Every library normalizes the same float32 input in training mode with epsilon 1e-5, scale 1 and bias 0;
 the reference is float64 arithmetic on that same input. Not timed.
 """
 
 import functools
 import itertools
-import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 from matplotlib.figure import Figure
-from rich.progress import track
 
-from benchmarks import report
-from benchmarks.peers import JBN, LIBRARIES, Way, arguments
-from benchmarks.reference import error, gradient_error, reference
+from benchmarks.shared import report, steps
+from benchmarks.shared.adapters import ADAPTERS
+from benchmarks.shared.case import Case, Values, errors, expected
 
 INPUTS = {  # (mean, deviation); without deviation y is to be exactly the bias, 0
     "N(0, 1)": (0.0, 1.0),
@@ -33,117 +34,108 @@ INPUTS = {  # (mean, deviation); without deviation y is to be exactly the bias, 
     "constant 1.234567e7": (1.234567e7, 0.0),
 }
 RATIOS = np.logspace(0, 7, 15)
-Y_TARGET, GRADIENT_TARGET = 1e-6, 1e-5
-GRADIENTS = ("dx", "dscale", "dbias")
+PEERS = ("flax.linen", "flax.linen, two-pass", "haiku", "equinox", "keras", "torch", "torch, NCHW")
+# Each the worst of so many calls: jbn's three forms, with jit and without, with a mask and without.
+JBN = "jbn, worst of 12"
+WAYS: dict[str, list[tuple[steps.Way, bool]]] = {
+    JBN: [
+        (functools.partial(steps.call, ADAPTERS[name], jit=jit), masked)
+        for name in ("jbn", "jbn.linen", "jbn.nnx")
+        for jit in (True, False)
+        for masked in (False, True)
+    ],
+    **{name: [(steps.CALLS[name], False)] for name in PEERS},
+}
 
 
-def errors(ways: list[Way], x: np.ndarray, dy: np.ndarray, forward_only: bool) -> dict[str, float]:
-    """The error of y, and of the three gradients, in the worst of `ways`."""
-    r = reference(x, dy)
-    found = []
-    for way in ways:
-        args = arguments(x, way.masked)
-        found.append([error(way.forward(*args), r["y"])])
-        if not forward_only:
-            pairs = zip(GRADIENTS, way.backward(dy, *args), strict=True)
-            found[-1] += [gradient_error(g, r[name]) for name, g in pairs]
-    worst = np.max(found, axis=0).tolist()  # NaN if any is
-    return dict(zip(("y", *GRADIENTS), worst, strict=False))
+def make(shape: Sequence[int], mean: float, deviation: float, seed: int) -> Case:
+    """The same noise for all inputs, so that only their means and deviations differ."""
+    rng = np.random.default_rng(seed)
+    x, dy = (rng.standard_normal(shape).astype(np.float32) for _ in range(2))
+    zero = np.zeros(shape[-1], np.float32)
+    x = mean + deviation * x.astype(np.float64)
+    return Case(
+        -1, Values(zero + 1, zero, zero, zero + 1), jnp.asarray(x, jnp.float32), jnp.asarray(dy)
+    )
 
 
-def picture(sweep: dict[str, list[float]], title: str, path: Path) -> None:
+def measure(case: Case, names: Sequence[str], mode: str) -> dict[str, dict[str, float]]:
+    """By library: the largest error of each result; NaN if any is."""
+    wanted = expected(case)[mode]
+    ones = jnp.ones((*case.x.shape[:-1], 1), bool)
+    found = {}
+    for name in names:
+        each = []
+        for way, masked in WAYS[name]:
+            run, read = way(case._replace(mask=ones) if masked else case, mode)
+            each.append(errors(read(run()), wanted))
+        found[name] = {result: float(np.max([e[result] for e in each])) for result in wanted}
+    return found
+
+
+def picture(sweep: Mapping[str, Sequence[float]], title: str, path: Path) -> None:
     """Error of y against mean / deviation: a line per library, and a cross at the top for a NaN."""
     figure = Figure(figsize=(8.5, 5), layout="constrained")
     ax = figure.add_subplot(xscale="log", yscale="log", title=title)
-    for (name, values), marker in zip(sweep.items(), itertools.cycle("o^sDvPX"), strict=False):
+    for (name, values), marker in zip(sweep.items(), itertools.cycle("o^sDvPX<"), strict=False):
         # Flax and Haiku often agree to the digit: thick below, thin above, hollow markers.
-        width = {JBN: 3.0, "flax": 4.0}.get(name, 1.3)
+        width = {JBN: 3.0, "flax.linen": 4.0}.get(name, 1.3)
         (line,) = ax.plot(RATIOS, values, marker=marker, mfc="none", linewidth=width, label=name)
         nans = RATIOS[np.isnan(values)]
         if nans.size:
             top, color = np.full(nans.shape, 0.97), line.get_color()
             ax.plot(nans, top, "x", c=color, transform=ax.get_xaxis_transform(), label=f"{name}: NaN")
-    ax.axhline(Y_TARGET, color="black", linestyle="--", label="target of jbn")
     ax.set(xlabel="mean / standard deviation of x", ylabel="error of y: max |y - r| / max(1, |r|)")
     ax.grid(alpha=0.3)
     figure.legend(loc="outside right upper")
     figure.savefig(path, dpi=110)
 
 
-def judge(
-    inputs: dict[str, dict[str, dict[str, float]]], sweep: dict[str, list[float]]
-) -> dict[str, Any]:
-    """jbn's targets, its worst figure for each, and whether that meets it; a NaN never does."""
-    y = {name: row[JBN]["y"] for name, row in inputs.items()}
-    found = {
-        "y, every input": (list(y.values()), Y_TARGET),
-        "y, constant inputs": ([y[name] for name in y if not INPUTS[name][1]], 0.0),
-        "y, sweep": (sweep[JBN], Y_TARGET),
-        "gradients": (
-            [r[JBN][g] for r in inputs.values() for g in r[JBN] if g != "y"],
-            GRADIENT_TARGET,
-        ),
-    }
-    return {name: report.verdict(values, target) for name, (values, target) in found.items()}
+def tables(inputs: Mapping[str, Any], shape: Sequence[int]) -> list[str]:
+    """The errors of y, and the largest of the three gradients' where there is a deviation."""
+
+    def rows(results: Sequence[str], names: Sequence[str]) -> report.Rows:
+        return {
+            name: {
+                library: report.scientific(float(np.max([own[result] for result in results])))
+                for library, own in inputs[name].items()
+            }
+            for name in names
+        }
+
+    varying = [name for name, (_, deviation) in INPUTS.items() if deviation]
+    y_title = f"y, max |y - r| / max(1, |r|), x of shape {tuple(shape)}"
+    gradient_title = "The worst of dx, dscale and dbias, max |g - r| / max |r|"
+    return [
+        report.table(y_title, "input", rows(["y"], list(INPUTS))),
+        report.table(gradient_title, "input", rows(["dx", "dscale", "dbias"], varying)),
+    ]
 
 
-def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
-    """Measures, prints, writes numerics.json and numerics.png; returns what the first of them holds."""
-    argv = sys.argv[1:] if argv is None else list(argv)
+def main(argv: Sequence[str]) -> dict[str, Any]:
+    """Measures, prints, writes numerics.json, .md and .png; returns what the first of them holds."""
     parser = report.parser("numerics", __doc__)
     parser.add_argument("--shape", type=int, nargs="+", default=[64, 8, 8, 32], help="channels last")
     options = parser.parse_args(argv)
-    console = report.console()
+    names, skipped = steps.available(WAYS)
 
-    libraries, skipped = {}, {}
-    for name, make in LIBRARIES.items():
-        try:
-            libraries[name] = make(options.shape)
-        except ImportError as missing:
-            skipped[name] = str(missing)
-
-    def measure(mean: float, deviation: float, names: Sequence[str], forward_only: bool):
-        # The same noise for all inputs, so that only their means and deviations differ.
-        rng = np.random.default_rng(options.seed)
-        x, dy = (rng.standard_normal(options.shape).astype(np.float32) for _ in range(2))
-        x = (mean + deviation * x.astype(np.float64)).astype(np.float32)
-        return {name: errors(libraries[name], x, dy, forward_only) for name in names}
-
-    bar = functools.partial(track, console=console, transient=True)
-    inputs = {
-        name: measure(mean, deviation, list(libraries), forward_only=deviation == 0)
-        for name, (mean, deviation) in bar(INPUTS.items(), "inputs")
-    }
-    lines = [name for name in libraries if name != "jbn"]
-    points = [measure(ratio, 1.0, lines, forward_only=True) for ratio in bar(RATIOS, "sweep")]
-    sweep = {name: [point[name]["y"] for point in points] for name in lines}
-    targets = judge(inputs, sweep)
-
-    y_rows = {name: {k: v["y"] for k, v in row.items()} for name, row in inputs.items()}
-    gradient_rows = {
-        f"{name}: {g}": {k: v[g] for k, v in inputs[name].items()}
-        for name, (_, deviation) in INPUTS.items()
-        if deviation
-        for g in GRADIENTS
-    }
-    y_title = f"y of shape {tuple(options.shape)}: max |y - r| / max(1, |r|), r the float64 reference"
-    limits = {name: Y_TARGET if deviation else 0.0 for name, (_, deviation) in INPUTS.items()}
-    console.print(report.table(y_title, "input", y_rows, limits.__getitem__))
-    gradient_title = "gradients: max |g - r| / max |r|"
-    console.print(report.table(gradient_title, "input", gradient_rows, lambda _: GRADIENT_TARGET))
-    for name, why in skipped.items():
-        console.print(f"{name} skipped: {why}")
-    report.print_verdicts(console, targets)
-
+    inputs = {}
+    for name, (mean, deviation) in report.progress(INPUTS.items(), "inputs"):
+        case = make(options.shape, mean, deviation, options.seed)
+        inputs[name] = measure(case, names, "forward+backward" if deviation else "forward")
+    points = [
+        measure(make(options.shape, ratio, 1.0, options.seed), names, "forward")
+        for ratio in report.progress(RATIOS, "sweep")
+    ]
+    sweep = {name: [point[name]["y"] for point in points] for name in names}
     figures = {
         "shape": options.shape,
         "seed": options.seed,
         "inputs": inputs,
         "sweep": {"mean / deviation": RATIOS.tolist(), **sweep},
         "skipped": skipped,
-        "targets": targets,
     }
-    results = report.write("numerics", argv, options.out, figures)
+    results = report.write("numerics", argv, options.out, figures, tables(inputs, options.shape))
     title = f"training mode, float32 input of shape {tuple(options.shape)}"
     picture(sweep, title, options.out / "numerics.png")
     return results

@@ -20,7 +20,10 @@ parser = flags.parser(
     seeds=3,
 )
 parser.add_argument(
-    "--model", choices=("linen", "nnx"), default="linen", help="written in (default: %(default)s)"
+    "--model",
+    choices=("linen", "nnx"),
+    default="linen",
+    help="the library that it is written in (default: %(default)s)",
 )
 parser.add_argument(
     "--width", type=flags.whole(1), default=16, help="features of the first stage (default: 16)"

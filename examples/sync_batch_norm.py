@@ -36,10 +36,9 @@ import functools
 import os
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.sharding import AxisType, Mesh, NamedSharding
@@ -62,6 +61,14 @@ sgd = functools.partial(optax.sgd, momentum=0.9)
 batch_norm = functools.partial(jbn.linen.BatchNorm, momentum=0.9)
 unnamed = training.Linen(MLP(batch_norm))
 named = training.Linen(MLP(functools.partial(batch_norm, axis_name=AXIS)))
+
+
+class Way(NamedTuple):
+    """How to train: the state before the first step, a step, and (state, images) -> logits."""
+
+    start: State
+    step: Step
+    predict: Callable[[State, Any], jax.Array]
 
 
 def synchronized(mesh: Mesh, learning_rate: float) -> dict[str, Step]:
@@ -116,22 +123,22 @@ def one_at_a_time(step: Step) -> Step:
     return lambda *args: jax.block_until_ready(step(*args))
 
 
-def compare(steps: dict[str, Step], state: State, digits: data.Digits, batches: np.ndarray) -> None:
+def compare(ways: dict[str, Way], digits: data.Digits, batches: np.ndarray) -> None:
     """Prints how far the other ways are from the first after a few steps; leaves if too far.
 
     A few, for in the end a rounding error moves some activation across the zero of its ReLU, and from
     there two runs part in any case.
     """
 
-    def numbers(step, state):
-        losses = []
+    def numbers(way):
+        state, losses = way.start, []
         for batch in batches:
-            state, loss = step(state, digits.train_images[batch], digits.train_labels[batch])
+            state, loss = way.step(state, digits.train_images[batch], digits.train_labels[batch])
             losses.append(loss)
         return jax.device_get([*losses, *jax.tree.leaves((state.params, state.batch_stats))])
 
-    wanted, *others = (numbers(step, state) for step in steps.values())
-    names = list(steps)
+    wanted, *others = map(numbers, ways.values())
+    names = list(ways)
     print(f"losses, parameters and statistics of {len(batches)} steps, difference from {names[0]}:")
     for name, actual in zip(names[1:], others, strict=True):
         difference = max(np.max(np.abs(a - b)) for a, b in zip(actual, wanted, strict=True))
@@ -161,26 +168,27 @@ def main(argv: Sequence[str] | None = None) -> dict[str, runs.Run]:
     batches = next(data.minibatches(len(digits.train_images), minibatch, 1, seed))
     alone = functools.partial(training.train_step, network=unnamed, learning_rate=rate, optimizer=sgd)
     predict = functools.partial(training.predict, network=unnamed)
+    results = {}
     with jax.default_device(devices[0]):
         start = training.create_state(unnamed, digits.train_images, seed, sgd)
-        steps = {"one device": alone, **synchronized(mesh, rate)}
-        steps = {name: one_at_a_time(step) for name, step in steps.items()}
-        compare(steps, start, digits, batches[:COMPARED_STEPS])
+        # Where a step leaves it; elsewhere the second step would compile anew.
+        on_all = jax.device_put(start, NamedSharding(mesh, P()))
+        ways = {"one device": Way(start, one_at_a_time(alone), predict)}
+        for name, step in synchronized(mesh, rate).items():
+            ways[name] = Way(on_all, one_at_a_time(step), predict)
+        compare(ways, digits, batches[:COMPARED_STEPS])
 
         step, merge = unsynchronized(mesh, rate)
-        each = jax.tree.map(lambda v: jnp.stack([v] * DEVICES), start.batch_stats)
-        settings: dict[str, Any] = {n: (start, step, predict) for n, step in steps.items()}
-        settings["unsynchronized"] = (
-            start._replace(batch_stats=each),
-            one_at_a_time(step),
-            lambda state, images: predict(merge(state), images),
-        )
-        results = {}
-        with tqdm(total=len(settings) * args.epochs, unit="epoch") as bar:
-            for name, (state, step, logits) in settings.items():
+        each = jax.tree.map(lambda v: np.stack([v] * DEVICES), start.batch_stats)
+        own = on_all._replace(batch_stats=jax.device_put(each, NamedSharding(mesh, P(AXIS))))
+        ways["unsynchronized"] = Way(own, one_at_a_time(step), lambda s, x: predict(merge(s), x))
+        with tqdm(total=len(ways) * args.epochs, unit="epoch") as bar:
+            for name, way in ways.items():
                 bar.set_description(name)
-                own = {"seed": seed, "batch_size": minibatch}
-                _, results[name] = runs.record(state, step, logits, digits, args, bar, **own)
+                options = {"seed": seed, "batch_size": minibatch}
+                _, results[name] = runs.record(
+                    way.start, way.step, way.predict, digits, args, bar, **options
+                )
     print(report.table_of_runs({(name, ""): [run] for name, run in results.items()}))
     shown = {"synchronized": results["jax.jit"], "unsynchronized": results["unsynchronized"]}
     size = f"{DEVICES} x {args.batch_size} images"

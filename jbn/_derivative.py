@@ -57,8 +57,8 @@ def normalized(
     y = form.activation(scale_and_shift(reduction, x, m, affine)).astype(dtype)
     if form.lossless:
         return y
-    # XLA on a GPU takes a cast to half precision and back for none: it would invert what y was before,
-    # make that from x, and so keep x. A TPU makes z again from x by itself, and is not to be kept from it.
+    # XLA takes a cast to half precision and back for none: on a GPU it would invert what y was before
+    # the cast, make that from x, and so keep x. A TPU makes y from x by itself, and shall.
     return choose(y, gpu=jax.lax.optimization_barrier, default=lambda y: y)
 
 

@@ -114,7 +114,7 @@ def test_inference_is_batch_norm_then_the_activation(activation):
         (jbn.inplace("leaky_relu", negative_slope=0.5), lambda z: jax.nn.leaky_relu(z, 0.5)),
         (jbn.inplace("leaky_relu", negative_slope=1.0), lambda z: z),
     ],
-    ids=repr,
+    ids=["elu 0.4", "elu 3", "leaky_relu 0.5", "leaky_relu 1"],
 )
 def test_other_activations(norm, activation):
     x, params, batch_stats, dy = data()

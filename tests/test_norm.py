@@ -126,7 +126,7 @@ def test_a_norm_that_takes_no_others_refuses_them():
         (jbn.Norm, r"`norm` must be a jbn.Norm.*; call it: Norm\(\.\.\.\)"),
         ("plain", r"`norm` must be a jbn.Norm, such as jbn.plain, got 'plain'"),
     ],
-    ids=str,
+    ids=["a function", "a class", "a string"],
 )
 def test_what_is_no_norm(norm, message):
     with pytest.raises(TypeError, match=message):

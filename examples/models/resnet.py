@@ -51,14 +51,12 @@ class Block(nn.Module):
         features: channels of a 3x3 convolution.
         strides: of the first 3x3 convolution and of the shortcut.
         norm: factory of a norm.
-        act: the activation.
         dtype: of the convolutions.
     """
 
     features: int
     strides: int = 1
     norm: Callable[..., nn.Module] = batch_norm
-    act: Callable[[jax.Array], jax.Array] = nn.relu
     dtype: Any = None
 
 
@@ -71,13 +69,13 @@ class BasicBlock(Block):
         conv = functools.partial(nn.Conv, use_bias=False, dtype=self.dtype)
         norm = functools.partial(self.norm, use_running_average=not train)
         y = conv(self.features, (3, 3), self.strides, padding=1, name="conv1")(x)
-        y = self.act(norm(name="norm1")(y))
+        y = nn.relu(norm(name="norm1")(y))
         y = conv(self.features, (3, 3), padding=1, name="conv2")(y)
         y = norm(name="norm2", scale_init=nn.initializers.zeros)(y)
         if x.shape != y.shape:
             x = conv(self.features, (1, 1), self.strides, name="conv_shortcut")(x)
             x = norm(name="norm_shortcut")(x)
-        return self.act(x + y)
+        return nn.relu(x + y)
 
 
 class Bottleneck(Block):
@@ -89,15 +87,15 @@ class Bottleneck(Block):
         conv = functools.partial(nn.Conv, use_bias=False, dtype=self.dtype)
         norm = functools.partial(self.norm, use_running_average=not train)
         y = conv(self.features, (1, 1), name="conv1")(x)
-        y = self.act(norm(name="norm1")(y))
+        y = nn.relu(norm(name="norm1")(y))
         y = conv(self.features, (3, 3), self.strides, padding=1, name="conv2")(y)
-        y = self.act(norm(name="norm2")(y))
+        y = nn.relu(norm(name="norm2")(y))
         y = conv(4 * self.features, (1, 1), name="conv3")(y)
         y = norm(name="norm3", scale_init=nn.initializers.zeros)(y)
         if x.shape != y.shape:
             x = conv(4 * self.features, (1, 1), self.strides, name="conv_shortcut")(x)
             x = norm(name="norm_shortcut")(x)
-        return self.act(x + y)
+        return nn.relu(x + y)
 
 
 class ResNet(nn.Module):
@@ -110,7 +108,6 @@ class ResNet(nn.Module):
         classes: number of logits.
         features: features of the first stage; each next one has twice as many.
         small_images: a 3x3 stem as for CIFAR's images, or 7x7 and max-pooling as for ImageNet's.
-        act: the activation.
         dtype: of the convolutions.
         remat_policy: a policy of `jax.checkpoint_policies`: what the backward pass keeps of a block,
             computing the rest again. None keeps everything; `nothing_saveable` keeps the least.
@@ -122,7 +119,6 @@ class ResNet(nn.Module):
     classes: int = 10
     features: int = 64
     small_images: bool = True
-    act: Callable[[jax.Array], jax.Array] = nn.relu
     dtype: Any = None
     remat_policy: Callable[..., bool] | None = None
 
@@ -134,7 +130,7 @@ class ResNet(nn.Module):
             x = conv(self.features, (3, 3), padding=1)(x)
         else:
             x = conv(self.features, (7, 7), 2, padding=3)(x)
-        x = self.act(self.norm(use_running_average=not train, name="norm")(x))
+        x = nn.relu(self.norm(use_running_average=not train, name="norm")(x))
         if not self.small_images:
             padding: Any = ((1, 1), (1, 1))
             x = nn.max_pool(x, (3, 3), (2, 2), padding)
@@ -148,7 +144,6 @@ class ResNet(nn.Module):
                     self.features * 2**stage,
                     strides,
                     self.norm,
-                    self.act,
                     self.dtype,
                     name=f"stage{stage + 1}_block{index + 1}",
                 )(x, train)

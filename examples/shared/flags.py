@@ -14,15 +14,16 @@ def parser(
     of_batch: str = "images in a minibatch",
     learning_rate: float = 1e-3,
     of_rate: str = "Adam's",
-    seeds: int = 1,
+    seeds: int | None = None,
     digits: bool = True,
 ) -> argparse.ArgumentParser:
     """The flags that the programs have in common; a program may add its own.
 
     Args:
         description: what the program does, in a line.
-        epochs, batch_size, learning_rate, seeds: defaults.
+        epochs, batch_size, learning_rate: defaults.
         of_epochs, of_batch, of_rate: what these are in this program.
+        seeds: the default of `--seeds`; None leaves this flag out.
         digits: whether these are its data, so that there is `--data-dir`.
     """
     out = argparse.ArgumentParser(description=description)
@@ -33,8 +34,9 @@ def parser(
     add("--epochs", whole(1), epochs, of_epochs)
     add("--batch-size", whole(2), batch_size, of_batch)
     add("--learning-rate", positive, learning_rate, of_rate)
-    add("--seeds", whole(1), seeds, "how often every run is repeated, from other random numbers")
-    add("--seed", whole(0), 0, "the first of the seeds")
+    add("--seed", whole(0), 0, "of all that is random" if seeds is None else "the first of the seeds")
+    if seeds is not None:
+        add("--seeds", whole(1), seeds, "how often every run is repeated, from other random numbers")
     add("--out", Path, Path("out"), "folder for the results, made if missing")
     if digits:
         out.add_argument(

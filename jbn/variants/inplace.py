@@ -2,18 +2,15 @@
 
 import dataclasses
 import math
-from typing import ClassVar, Literal
+from typing import Literal
 
 import jax.numpy as jnp
 
 from jbn import _batch_norm, _checks
-from jbn._form import Form, gain, per_position
 from jbn._norm import Norm
+from jbn.variants.invertible import FORMS
 
 Activation = Literal["leaky_relu", "elu", "identity"]
-
-# A scale below so many roundings of its bias leaves nothing of x in y.
-_ROUNDINGS = 8.0
 
 
 def inplace(
@@ -91,80 +88,5 @@ class InPlace(Norm):
         if jnp.iscomplexobj(x):
             raise TypeError(f"`x` must be real for an in-place batch norm, got {jnp.asarray(x).dtype}")
         parameter = self.alpha if self.activation == "elu" else self.negative_slope
-        form = _FORMS[self.activation](float(parameter))
+        form = FORMS[self.activation](float(parameter))
         return _batch_norm.batch_norm(x, params, batch_stats, train=train, form=form, **options)
-
-
-@dataclasses.dataclass(frozen=True)
-class _Identity(Form):
-    """y is z, and y is kept. Of an activation, `parameter` is its slope or its alpha."""
-
-    parameter: float
-    lossless: ClassVar[bool] = False
-
-    # Without selects, which XLA:CPU does not compute inside its sums but writes to memory for them.
-
-    def inverse(self, y, parameter):
-        """z of y."""
-        del parameter
-        return y
-
-    def training_scale(self, affine, m, dtype):
-        """At least what rounding leaves of x in y."""
-        var, bias = jnp.asarray(m.var), affine.bias
-        scale = jnp.ones_like(var) if affine.scale is None else affine.scale.astype(var.dtype)
-        least = jnp.full_like(scale, 1e-30)
-        if bias is not None:
-            rounding = float(jnp.finfo(dtype).eps)
-            least = jnp.maximum(least, _ROUNDINGS * rounding * jnp.abs(bias.astype(var.dtype)))
-        size = jnp.maximum(jnp.abs(scale), least)
-        return jnp.where(scale < 0, -size, size)
-
-    def keep(self, x, y, m, affine):
-        """The output, and the parameter as an array of its own for each sum."""
-        del x
-        affine = affine._replace(scale=self.training_scale(affine, m, y.dtype))
-        return y, m, affine, jnp.asarray(self.parameter, m.mean.dtype)
-
-    def deviation(self, reduction, kept):
-        """(z - bias) / gain; the remainder, which y does not know apart from the mean, is in it."""
-        y, m, affine, parameter = kept
-        a = gain(reduction, m.var, affine, y.ndim).astype(m.mean.dtype)
-        z = self.inverse(y.astype(a.dtype), parameter)
-        if affine.bias is not None:
-            z = z - per_position(reduction, affine.bias, y.ndim, a.dtype)
-        return z / a + reduction.expand(m.remainder)
-
-
-@dataclasses.dataclass(frozen=True)
-class _LeakyRelu(_Identity):
-    def activation(self, z):
-        return jnp.maximum(z, self.parameter * z)
-
-    def inverse(self, y, parameter):
-        return jnp.minimum(y, y / parameter)
-
-    def slope(self, kept):
-        return jnp.maximum(_side(kept[0]), self.parameter)
-
-
-@dataclasses.dataclass(frozen=True)
-class _Elu(_Identity):
-    def activation(self, z):
-        return jnp.maximum(z, 0) + self.parameter * jnp.expm1(jnp.minimum(z, 0))
-
-    def inverse(self, y, parameter):
-        lowest = -1 + float(jnp.finfo(y.dtype).eps)
-        return jnp.maximum(y, 0) + jnp.log1p(jnp.maximum(jnp.minimum(y, 0) / parameter, lowest))
-
-    def slope(self, kept):
-        y = kept[0].astype(jnp.promote_types(kept[0].dtype, jnp.float32))
-        return jnp.maximum(_side(y), 0) - jnp.minimum(_side(y), 0) * (y + self.parameter)
-
-
-def _side(y):
-    """1 for y >= 0, else -1; 1 for a masked NaN."""
-    return jnp.sign(jnp.sign(y) + 0.5)
-
-
-_FORMS = {"identity": _Identity, "leaky_relu": _LeakyRelu, "elu": _Elu}

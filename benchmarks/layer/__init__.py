@@ -1,0 +1,3 @@
+"""How fast one batch norm layer is."""
+
+from benchmarks.layer.command import main as main

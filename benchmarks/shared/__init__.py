@@ -1,0 +1,1 @@
+"""What several commands share: the libraries, the exact result, timing, networks, reports."""
