@@ -15,7 +15,6 @@ draws
 The paper trains on MNIST for 50,000 steps, names neither the learning rate nor the deviation of its
 "small random Gaussian values", here 0.1. All rates and seeds are trained side by side.
 """
-# ruff: noqa: E402
 
 from shared import flags
 

@@ -5,7 +5,6 @@
 Needs no other file: copy it and go on from there. Prints the test accuracy after each epoch, then saves
 and restores a train state, which holds the running statistics as `batch_stats`.
 """
-# ruff: noqa: E402
 
 import argparse
 from pathlib import Path

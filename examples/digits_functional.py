@@ -7,7 +7,6 @@ in and come out, so that an epoch is one `lax.scan`. The network is trained twic
 and with a cumulative running average, from which only the evaluation takes its statistics: prints the
 test accuracy after each epoch, where the exponential one, with momentum 0.99, needs time to arrive.
 """
-# ruff: noqa: E402
 
 import argparse
 

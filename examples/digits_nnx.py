@@ -7,7 +7,6 @@ Needs no other file: copy it and go on from there. A module of NNX holds its run
 `model.eval()` switch between the statistics of the minibatch and the running ones, and the optimizer
 sees `nnx.Param` alone. Prints the loss and the test accuracy after each epoch.
 """
-# ruff: noqa: E402
 
 import argparse
 

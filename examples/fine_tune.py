@@ -12,7 +12,6 @@ each of 5 to 9, in three ways:
 Each seed has its own initial weights, 50 images and order of them. Prints the accuracy on the test
 images of 5 to 9 after fine-tuning and its difference from the first way's, with their spread; draws it.
 """
-# ruff: noqa: E402
 
 from shared import flags
 

@@ -9,7 +9,6 @@ images of a batch, or none, weigh as much as all the others. Each with the plain
 loss and with one weighted in the same way. Prints the mean accuracy of the ten classes and of the
 rarest three; each seed draws training images of its own. Draws the accuracy of each class.
 """
-# ruff: noqa: E402
 
 from shared import flags
 

@@ -12,7 +12,6 @@ it is odd, on inverted images of a quarter of the contrast. The scale and bias o
 In pure functions these are one or two pytrees handed to the same trunk. Prints the test accuracy of
 each task after the last epoch, and draws it.
 """
-# ruff: noqa: E402
 
 from shared import flags
 

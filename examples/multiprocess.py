@@ -21,8 +21,6 @@ zero of its ReLU. The network and its step are those of `sync_batch_norm.py`, wi
 under `jax.jit` a minibatch is one array wherever its parts lie, and its statistics are of all of it.
 """
 
-# ruff: noqa: E402
-
 from shared import flags
 
 parser = flags.parser(

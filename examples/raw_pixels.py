@@ -7,7 +7,6 @@ in. Here they are the grey levels of the digits, 0 to 16, above a dark level, as
 calibrated. float32 holds these numbers exactly; what is lost is lost in the layer. Prints the test
 accuracy at each dark level, and draws it beside the training loss.
 """
-# ruff: noqa: E402
 
 from shared import flags
 

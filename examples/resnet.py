@@ -9,7 +9,6 @@ Without batch norm, the affine parameters stay, and so does the scale 0 at the e
 helps such a network too (De and Smith 2020). Prints a table and draws the learning curves. The width is
 16 and the epochs are few so that it takes minutes on a processor.
 """
-# ruff: noqa: E402
 
 from shared import flags
 

@@ -8,7 +8,6 @@ projections alone, with statistics over the sequences and their steps together. 
 `mask` leaves it out of the statistics; a third network counts it in, to show what that does. Prints a
 table with the spread over the seeds and draws the learning curves.
 """
-# ruff: noqa: E402
 
 from shared import flags
 

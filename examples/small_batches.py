@@ -11,7 +11,6 @@ average over as many images.
 
 Prints the test accuracy for each norm and batch size, with its spread over the seeds, and draws it.
 """
-# ruff: noqa: E402
 
 from shared import flags
 

@@ -17,7 +17,6 @@ which `jbn.tools.average_stats` merges for the evaluation.
 
 The devices are threads of this computer's processor: the accuracies mean something, the times do not.
 """
-# ruff: noqa: E402
 
 from shared import flags
 
