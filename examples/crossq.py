@@ -13,7 +13,6 @@ The actor learns from the running statistics, and has no norm here. Gymnasium's 
 all seeds at once by `jax.vmap`. Prints the mean return of each quarter of the training, and draws
 all of it.
 """
-# ruff: noqa: E402
 
 from shared import flags
 

@@ -13,7 +13,6 @@ The first steps have other statistics than the later ones: `jbn.timesteps` keeps
 with no norm. A digit is read row by row, without its last rows: none to half of them. Prints the test
 accuracies with their spread over the seeds and draws the learning curves.
 """
-# ruff: noqa: E402
 
 from shared import flags
 

@@ -13,7 +13,6 @@ batch of one domain, one for each example of a mixed batch. Scale and bias serve
 
 Prints the test accuracy of each domain after the last epoch, and draws it.
 """
-# ruff: noqa: E402
 
 from shared import flags
 
