@@ -42,6 +42,7 @@ import optax
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
+import jbn
 from models import mlp
 from shared import data, pictures, report, side_by_side
 
@@ -115,7 +116,7 @@ def train(
     init = functools.partial(
         mlp.init,
         sizes=(images[0].size, *HIDDEN, 10),
-        batch_norm=batch_norm,
+        norm=jbn.plain if batch_norm else None,
         kernel_init=jax.nn.initializers.normal(0.1),
     )
     states = side_by_side.create(init, optimizer, each_seed)

@@ -28,6 +28,7 @@ import optax
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
+import jbn
 from models import mlp
 from shared import data, pictures, report, side_by_side
 
@@ -109,7 +110,7 @@ def main(argv: Sequence[str] | None = None) -> dict[tuple[str, str], np.ndarray]
             create = functools.partial(
                 mlp.init,
                 sizes=(arrays[0][0].size, HIDDEN, CLASSES),
-                batch_norm=norm != "no batch norm",
+                norm=None if norm == "no batch norm" else jbn.plain,
             )
             orders = side_by_side.orders(chosen.shape[1], args.batch_size, args.epochs, seeds)
             record = side_by_side.train(

@@ -84,16 +84,108 @@ class TestRNN:
 
 
 class TestSmallBatches:
-    def test_flax_norms_have_the_axes_that_are_meant(self):
-        x = jnp.array(np.random.default_rng(0).normal(3, 2, (2, 4, 4, 8)), jnp.float32)
-        axes = {"group norm": (1, 2, 4), "layer norm": (1, 2, 3), "instance norm": (1, 2)}
-        for name, reduced in axes.items():
-            norm = example("small_batches").NORMS[name](use_running_average=False, momentum=0.9)
-            y, _ = norm.init_with_output(jax.random.key(0), x)
-            # Groups are of 4 neighbouring channels.
-            values = y.reshape(2, 4, 4, 2, 4) if name == "group norm" else y
-            np.testing.assert_allclose(values.mean(reduced), 0, atol=1e-5)
-            np.testing.assert_allclose(values.std(reduced), 1, rtol=1e-4)
+    @pytest.mark.parametrize("name", ["group norm", "layer norm"])
+    def test_flax_norms_have_the_axes_that_are_meant(self, name):
+        x = jnp.array(np.random.default_rng(0).normal(3, 2, (2, 4, 4, 16)), jnp.float32)
+        norm = example("small_batches").factory(name, momentum=0.9, steps=10)(use_running_average=False)
+        y = norm.apply(norm.init(jax.random.key(0), x), x)
+        # 8 groups of neighbouring channels.
+        groups = y.reshape(2, 4, 4, 8 if name == "group norm" else 1, -1)
+        np.testing.assert_allclose(groups.mean((1, 2, 4)), 0, atol=1e-5)
+        np.testing.assert_allclose(groups.std((1, 2, 4)), 1, rtol=1e-4)
+
+    @pytest.mark.parametrize(("model", "kernels"), [("mlp", "Dense_0"), ("cnn", "Conv_0")])
+    def test_a_bias_where_there_is_no_norm(self, model, kernels):
+        study, images = example("small_batches"), np.zeros((2, 8, 8, 1), np.float32)
+        for name in ("renorm", "no norm"):
+            init = study.network(model, name, 1.0, 10).init
+            params, batch_stats = jax.eval_shape(init, jax.random.key(0), images)
+            assert ("bias" in params[kernels]) == (name == "no norm") == (not batch_stats)
+
+
+class TestTwoDomains:
+    def test_the_share_of_shifted_images_is_that_of_the_mix(self):
+        study = example("two_domains")
+        args = study.parser.parse_args(["--batch-size", "10", "--seeds", "2", "--epochs", "3"])
+        for mixed in (True, False):
+            orders = np.stack(list(study.orders(2000, args, (0.9, 0.1), mixed=mixed)))
+            assert orders.shape == (3, 2, 200, 10)
+            shifted = np.int32(orders >= 2000)
+            np.testing.assert_allclose(shifted.mean((1, 2, 3)), (0.9, 0.5, 0.1), atol=0.07)
+            assert (np.ptp(shifted, axis=-1) == 0).all() == (not mixed)
+            # Every image once an epoch, as it is or shifted.
+            assert (np.sort(orders.reshape(6, -1) % 2000) == np.arange(2000)).all()
+
+    def test_an_index_per_example_is_an_index_per_batch_in_a_batch_of_one_domain(self):
+        study, mlp = example("two_domains"), example("models.mlp")
+        ways = [study.WAYS[f"domains, an index per {what}"] for what in ("example", "batch")]
+        images = np.random.default_rng(0).uniform(size=(16, 5)).astype(np.float32)
+        state = mlp.init(jax.random.key(0), (5, 6, 10), norm=ways[0].norm)
+        minibatch = images, np.arange(16) % 10, np.ones(16, np.int32)
+        each, whole = (study.loss(*state, minibatch, way=way) for way in ways)
+        close(each, whole)
+        (stats,) = whole[1]
+        assert (stats["mean"][0] == 0).all() and (stats["mean"][1] != 0).all()
+
+
+class TestRecurrent:
+    def test_padding_does_not_matter(self, monkeypatch):
+        study = example("recurrent")
+        monkeypatch.setattr(study, "HIDDEN", 4)
+        images = np.random.default_rng(0).uniform(size=(16, 4, 3, 1)).astype(np.float32)
+        images = study.shortened(images, 0)
+        longer = np.concatenate([images, np.full((16, 3, 3, 1), np.nan, np.float32)], axis=1)
+        for norm in study.NORMS.values():
+            model = study.Classifier(norm)
+            variables = model.init(jax.random.key(0), images, train=False)
+            apply = functools.partial(model.apply, variables, train=True, mutable=["batch_stats"])
+            close(apply(longer), apply(images))
+
+    def test_each_step_has_statistics_of_its_own(self, monkeypatch):
+        study = example("recurrent")
+        monkeypatch.setattr(study, "HIDDEN", 4)
+        images = np.random.default_rng(0).uniform(size=(16, 4, 3, 1)).astype(np.float32)
+        model = study.Classifier(study.NORMS["statistics per step"])
+        variables = model.init(jax.random.key(0), images, train=False)
+        _, updated = model.apply(variables, images, train=True, mutable=["batch_stats"])
+        (cell,) = updated["batch_stats"].values()
+        projected = images[..., 0] @ np.asarray(variables["params"]["Cell_0"]["input"]["kernel"])
+        mean = cell["norm_x"]["mean"]
+        np.testing.assert_allclose(mean[:4], 0.1 * projected.mean(0), atol=1e-6)
+        assert (mean[4:] == 0).all()
+
+
+class TestCrossQ:
+    def test_log_density_of_an_action_is_that_of_the_squashed_normal(self):
+        crossq = example("crossq")
+        actor, _ = example("models.mlp").init(jax.random.key(0), (3, 4, 2), norm=None)
+        actor[-1]["bias"] = jnp.array([[0.3, -1.0]])
+        actor[-1]["kernel"] = jnp.zeros((4, 2))
+        actions, log_p = crossq.act(actor, jnp.zeros((20_000, 3)), jax.random.key(1))
+        # The density by a histogram; the mean of exp(-log_p) is the length of the interval.
+        counts, edges = np.histogram(actions, 20, (-1, 1), density=True)
+        middle = np.digitize(np.ravel(actions), edges) - 1
+        each = [np.exp(np.asarray(log_p)[middle == k].mean()) for k in range(5, 15)]
+        np.testing.assert_allclose(counts[5:15], each, rtol=0.15)
+
+    def test_targets_and_actor_move_no_critic(self):
+        crossq, mlp = example("crossq"), example("models.mlp")
+        state = jax.jit(lambda: crossq.init(0, crossq.optax.sgd(1.0), None))()
+        rng = np.random.default_rng(0)
+        batch = rng.normal(size=(6, 8)).astype(np.float32)
+        of = jax.grad(crossq.loss, has_aux=True)
+        grads, _ = of(state.params, state.batch_stats, batch, jax.random.key(0), None)
+
+        def of_critics(critics):
+            following = jax.random.split(jax.random.key(0))[0]
+            now, actions, rewards, then = np.split(batch, (3, 4, 5), axis=1)
+            next_actions, log_p = crossq.act(state.params["actor"], then, following)
+            q = lambda c, x: jax.vmap(lambda c: mlp.apply(c, [], x, norm=None)[0][:, 0])(c)  # noqa: E731
+            next_q = q(state.params["critics"], np.concatenate([then, next_actions], axis=1)).min(0)
+            target = rewards[:, 0] + 0.99 * (next_q - log_p)
+            return jnp.mean((q(critics, np.concatenate([now, actions], axis=1)) - target) ** 2)
+
+        close(grads["critics"], jax.grad(of_critics)(state.params["critics"]), rtol=1e-3, atol=1e-4)
 
 
 class TestFineTune:

@@ -1,4 +1,4 @@
-"""Dense layers with batch norm, as functions: `jbn.init` and `jbn.batch_norm` without a framework."""
+"""Dense layers with a norm, as functions: a `jbn.Norm` without a framework."""
 
 import itertools
 from collections.abc import Callable, Sequence
@@ -16,10 +16,10 @@ def init(
     key: jax.Array,
     sizes: Sequence[int],
     *,
-    batch_norm: bool = True,
+    norm: jbn.Norm | None = jbn.plain,
     kernel_init: Callable[..., jax.Array] = he_normal,
 ) -> tuple[list[dict[str, Any]], list[dict[str, jax.Array]]]:
-    """Parameters of each layer, and statistics of each but the last, which has no batch norm."""
+    """Parameters of each layer, and statistics of each but the last, which has no norm."""
     shapes = list(itertools.pairwise(sizes))
     keys = jax.random.split(key, len(shapes))
     layers: list[dict[str, Any]] = [
@@ -27,10 +27,10 @@ def init(
         for k, shape in zip(keys, shapes, strict=True)
     ]
     batch_stats = []
-    for layer in layers[:-1] if batch_norm else ():
+    for layer in layers[:-1] if norm else ():
         # Batch norm has a bias of its own, and subtracts one before it with the mean.
         features = layer.pop("bias").shape[1]
-        layer["norm"], stats = jbn.init(features)
+        layer["norm"], stats = norm.init(features)
         batch_stats.append(stats)
     return layers, batch_stats
 
@@ -40,6 +40,7 @@ def apply(
     batch_stats: Sequence[dict[str, jax.Array]],
     x: Any,
     *,
+    norm: jbn.Norm | None = jbn.plain,
     activation: Callable[[jax.Array], jax.Array] = jax.nn.relu,
     **options: Any,
 ) -> tuple[jax.Array, list[dict[str, jax.Array]]]:
@@ -48,14 +49,15 @@ def apply(
     Args:
         layers, batch_stats: from `init`, or some of them, one behind another.
         x: flattened first.
+        norm: that of `init`.
         activation: between the layers.
-        options: of `jbn.batch_norm`.
+        options: of the norm.
     """
     x, remaining, updated = x.reshape(len(x), -1), iter(batch_stats), []
     for index, layer in enumerate(layers):
         x = x @ layer["kernel"]
-        if "norm" in layer:
-            x, stats = jbn.batch_norm(x, layer["norm"], next(remaining), **options)
+        if norm and "norm" in layer:
+            x, stats = norm.apply(x, layer["norm"], next(remaining), **options)
             updated.append(stats)
         else:
             x = x + layer["bias"]
