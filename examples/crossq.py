@@ -57,7 +57,7 @@ NORMS: dict[str, jbn.Norm | None] = {
 }
 
 
-def init(seed: jax.Array, optimizer: optax.GradientTransformation, norm: jbn.Norm | None) -> State:
+def init(seed: Any, optimizer: optax.GradientTransformation, norm: jbn.Norm | None) -> State:
     """An actor, two critics, and the logarithm of the weight of the entropy."""
     actor_key, critic_key = jax.random.split(jax.random.key(seed))
     actor, _ = mlp.init(actor_key, (OBSERVED, HIDDEN, HIDDEN, 2 * ACTIONS), norm=None)
@@ -155,8 +155,8 @@ def draw(returns: Mapping[str, np.ndarray]) -> Figure:
     """The return of each episode, the mean of it and the four before."""
     figure = Figure(figsize=(8, 4.8), dpi=110, layout="constrained")
     axes = figure.subplots()
+    window = min(5, *(values.shape[1] for values in returns.values()))
     for name, values in returns.items():
-        window = min(5, values.shape[1])
         smooth = np.lib.stride_tricks.sliding_window_view(values, window, axis=1).mean(-1)
         steps = STEPS * np.arange(window, values.shape[1] + 1)
         pictures.curve(axes, steps, smooth, name)

@@ -10,7 +10,8 @@ Cooijmans et al. (2017) normalize the recurrent projection and the cell too, not
 
 The first steps have other statistics than the later ones: `jbn.timesteps` keeps them apart, and a
 `mask` leaves out the sequences that have ended. Compared with one set of statistics for all steps, and
-with no norm. A digit is read row by row, without its last rows: none to half of them. Prints the test
+with no norm; the first two train alike, for running statistics have no part in training, and differ in
+inference. A digit is read row by row, without its last rows: none to half of them. Prints the test
 accuracies with their spread over the seeds and draws the learning curves.
 """
 

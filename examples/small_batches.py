@@ -29,6 +29,7 @@ if __name__ == "__main__":
 import functools
 import itertools
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import optax
@@ -65,11 +66,12 @@ def factory(name: str, momentum: float, steps: int) -> Callable[..., nn.Module] 
         # Layer norm over positions and channels, as in Wu and He, is group norm with one group.
         groups = GROUPS if name == "group norm" else 1
         return lambda use_running_average: nn.GroupNorm(num_groups=groups, epsilon=EPSILON)
+    # Plain batch norm for half an epoch, and the full limits after one and two.
+    limits: dict[str, Any] = {**jbn.ioffe_warmup(begin=steps // 2, r_end=2 * steps, d_end=steps)}
     norms = {
         "batch norm": jbn.plain,
         "ghost": jbn.ghost(size=16, uneven=True),
-        # Plain batch norm for half an epoch, and the full limits after one and two.
-        "renorm": jbn.renorm(**jbn.ioffe_warmup(begin=steps // 2, r_end=2 * steps, d_end=steps)),
+        "renorm": jbn.renorm(**limits),
         "batch group": jbn.batch_group(GROUPS),
         "streaming": jbn.streaming(),
     }

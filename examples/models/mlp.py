@@ -27,7 +27,9 @@ def init(
         for k, shape in zip(keys, shapes, strict=True)
     ]
     batch_stats = []
-    for layer in layers[:-1] if norm else ():
+    if norm is None:
+        return layers, batch_stats
+    for layer in layers[:-1]:
         # Batch norm has a bias of its own, and subtracts one before it with the mean.
         features = layer.pop("bias").shape[1]
         layer["norm"], stats = norm.init(features)

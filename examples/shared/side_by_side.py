@@ -100,6 +100,6 @@ def cross_entropy(logits: jax.Array, labels: jax.Array, weights: Any = None) -> 
     return jnp.average(losses, weights=weights)
 
 
-def accuracy(logits: jax.Array, labels: jax.Array) -> jax.Array:
+def accuracy(logits: jax.Array, labels: Any) -> jax.Array:
     """The share of the images whose largest logit is their label's."""
     return jnp.mean(jnp.argmax(logits, axis=-1) == labels, dtype=jnp.float32)
