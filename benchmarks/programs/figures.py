@@ -8,7 +8,15 @@ from matplotlib.figure import Figure
 
 from benchmarks.shared import report
 
-COLORS = {"flax": "C1", "jbn": "C0", "no norm": "C7"}
+COLORS = {
+    "flax": "C1",
+    "jbn": "C0",
+    "no norm": "C7",
+    "jbn, leaky_relu": "C0",
+    "jbn in place": "C2",
+    "jbn, relu": "C9",
+    "jbn, relu, remat_policy": "C4",
+}
 Found = Mapping[str, Mapping[str, Any]]
 Rows = dict[str, str]
 
@@ -118,7 +126,7 @@ def _draw_layers(axes: Any, known: Mapping[str, Any]) -> None:
                     label=None if ticks else library,
                 )
             ticks.append(f"{chip}\n{way}")
-    axes.set_xticks(range(len(ticks)), ticks)
+    axes.set_xticks(range(len(ticks)), ticks, fontsize=7)
     axes.set(title="one layer: every shape and dtype", ylabel="passes over x", ylim=(0, None))
     if ticks:
         axes.legend()
@@ -168,13 +176,13 @@ def _bars(axes: Any, groups: Mapping[str, Mapping[str, float]], line: float | No
     width = 0.8 / max(len(names), 1)
     for i, name in enumerate(names):
         at = [x + (i - (len(names) - 1) / 2) * width for x in range(len(groups))]
-        color = COLORS.get(name, f"C{i}" if name != "jbn in place" else "C2")
-        axes.bar(at, [g[name] for g in groups.values()], width, label=name, color=color)
+        axes.bar(at, [g.get(name, 0) for g in groups.values()], width, label=name, color=COLORS[name])
     if line is not None:
         axes.axhline(line, color=COLORS["flax"], linewidth=1, label="flax")
     axes.set_xticks(range(len(groups)), groups, fontsize=7)
+    axes.margins(y=0.3)
     if groups:
-        axes.legend(fontsize=8)
+        axes.legend(fontsize=8, ncols=3)
 
 
 _PANELS = {
