@@ -109,6 +109,7 @@ def environment() -> dict[str, Any]:
             "processors": os.cpu_count(),
             "cpu": model[1] if model else platform.processor(),
             "jax device": jax.devices()[0].device_kind,
+            "load": os.getloadavg() if hasattr(os, "getloadavg") else None,
         },
         "versions": {"python": platform.python_version(), "jbn": project["version"], **installed},
         "variables": {k: v for k, v in sorted(os.environ.items()) if k.startswith(VARIABLES)},
