@@ -43,10 +43,10 @@ def weighted_inference(alpha: float, norm: Norm = plain) -> Norm:
         >>> import jax.numpy as jnp, jbn
         >>> norm = jbn.weighted_inference(alpha=0.5)
         >>> params, batch_stats = norm.init(1)                    # mean 0, variance 1
-        >>> x = jnp.array([[[3.], [5.]]])                         # one example: mean 4, variance 1
-        >>> y, _ = norm.apply(x, params, batch_stats, train=False)    # mean 2, variance 5
+        >>> x = jnp.array([[[0.], [4.]]])                         # one example: mean 2, variance 4
+        >>> y, _ = norm.apply(x, params, batch_stats, train=False)    # mean 1, variance 3.5
         >>> print(y.round(2).ravel())
-        [0.45 1.34]
+        [-0.53  1.6 ]
 
     References:
         Summers and Dinneen (2020), "Four Things Everyone Should Know to Improve Batch Normalization",
