@@ -164,7 +164,8 @@ def found():
 
 def test_the_results_are_complete(found):
     assert set(found) == set(PLATFORMS)
-    assert all({"layers", "all-reduces"} <= set(parts) <= set(command.PARTS) for parts in found.values())
+    for parts in found.values():
+        assert {"layers", "all-reduces"} <= set(parts) <= set(command.PARTS)
 
 
 def test_what_a_compiler_that_is_not_here_has_found_is_shown(found, tmp_path, monkeypatch, capsys):

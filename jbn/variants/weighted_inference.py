@@ -45,8 +45,8 @@ def weighted_inference(alpha: float, norm: Norm = plain) -> Norm:
         >>> params, batch_stats = norm.init(1)                    # mean 0, variance 1
         >>> x = jnp.array([[[0.], [4.]]])                         # one example: mean 2, variance 4
         >>> y, _ = norm.apply(x, params, batch_stats, train=False)    # mean 1, variance 3.5
-        >>> print(y.round(2).ravel())
-        [-0.53  1.6 ]
+        >>> print(f"{y[0, 0, 0]:.2f} {y[0, 1, 0]:.2f}")
+        -0.53 1.60
 
     References:
         Summers and Dinneen (2020), "Four Things Everyone Should Know to Improve Batch Normalization",
