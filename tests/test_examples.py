@@ -61,8 +61,16 @@ def test_every_program_is_run_by_a_test():
 
 
 @pytest.mark.usefixtures("standard_promotion", "few_digits", "shallow")
+# Their programs take a compiler longer than the others'.
+SLOW = ("crossq", "recurrent")
+
+
 class TestRuns:
-    @pytest.mark.parametrize("program", RUNS, indirect=True)
+    @pytest.mark.parametrize(
+        "program",
+        [pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name for name in RUNS],
+        indirect=True,
+    )
     def test_prints_what_it_returns_and_draws_it(self, program, tmp_path, capsys):
         name, out = program.__name__, tmp_path / "new" / "folder"
         epochs = "2" if name == "crossq" else "1"  # the first is of random actions

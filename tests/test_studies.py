@@ -69,6 +69,7 @@ class TestRNN:
                     h = sigmoid(o) * np.tanh(c)
                 np.testing.assert_allclose(actual[n, t], h, atol=1e-6)
 
+    @pytest.mark.slow
     def test_padding_does_not_matter(self, rnn, sequences):
         longer = np.concatenate([sequences, np.full((16, 3, 3, 1), np.nan, np.float32)], axis=1)
         model = rnn.Classifier("batch norm")
@@ -168,6 +169,7 @@ class TestCrossQ:
         each = [np.exp(np.asarray(log_p)[middle == k].mean()) for k in range(5, 15)]
         np.testing.assert_allclose(counts[5:15], each, rtol=0.15)
 
+    @pytest.mark.slow
     def test_targets_and_actor_move_no_critic(self):
         crossq, mlp = example("crossq"), example("models.mlp")
         state = jax.jit(lambda: crossq.init(0, crossq.optax.sgd(1.0), None))()
