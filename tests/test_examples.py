@@ -60,11 +60,11 @@ def test_every_program_is_run_by_a_test():
     assert set(PROGRAMS) == {*RUNS, *SELF_CONTAINED, "multiprocess"}
 
 
-@pytest.mark.usefixtures("standard_promotion", "few_digits", "shallow")
 # Their programs take a compiler longer than the others'.
 SLOW = ("crossq", "recurrent")
 
 
+@pytest.mark.usefixtures("standard_promotion", "few_digits", "shallow")
 class TestRuns:
     @pytest.mark.parametrize(
         "program",
