@@ -1,6 +1,7 @@
 """The batch-normalized LSTM, with statistics for each step of time, on sequences of different length.
 
-    python examples/recurrent.py
+    python examples/recurrent.py                # row by row: at most 8 steps
+    python examples/recurrent.py --by pixels    # pixel by pixel: at most 64, and as much longer
 
 Cooijmans et al. (2017) normalize the recurrent projection and the cell too, not the input alone:
 
@@ -11,7 +12,7 @@ Cooijmans et al. (2017) normalize the recurrent projection and the cell too, not
 The first steps have other statistics than the later ones: `jbn.timesteps` keeps them apart, and a
 `mask` leaves out the sequences that have ended. Compared with one set of statistics for all steps, and
 with no norm; the first two train alike, for running statistics have no part in training, and differ in
-inference. A digit is read row by row, without its last rows: none to half of them. Prints the test
+inference. A digit is read without its last rows: none to half of them. Prints the test
 accuracies with their spread over the seeds and draws the learning curves.
 """
 
@@ -22,6 +23,9 @@ parser = flags.parser(
     epochs=20,
     of_rate="Adam's; every run is repeated at ten times this rate",
     seeds=3,
+)
+parser.add_argument(
+    "--by", choices=("rows", "pixels"), default="rows", help="what a step reads (default: %(default)s)"
 )
 if __name__ == "__main__":
     parser.parse_args()  # before the imports that take seconds, so that --help does not
@@ -40,7 +44,7 @@ from rnn import shortened
 from shared import data, pictures, report, training
 
 HIDDEN = 64
-STEPS = 8
+STEPS = 64
 NORMS: dict[str, jbn.Norm | None] = {
     "statistics per step": jbn.timesteps(STEPS),
     "statistics of all steps": jbn.plain,
@@ -124,6 +128,9 @@ def main(argv: Sequence[str] | None = None) -> report.Runs:
     digits = digits._replace(
         train_images=shortened(digits.train_images, 0), test_images=shortened(digits.test_images, 1)
     )
+    if args.by == "pixels":
+        train, test = (v.reshape(len(v), -1, 1, 1) for v in (digits.train_images, digits.test_images))
+        digits = digits._replace(train_images=train, test_images=test)
     rates, seeds = (args.learning_rate, 10 * args.learning_rate), flags.seeds(args)
     results = {}
     with tqdm(total=len(NORMS) * len(rates) * len(seeds) * args.epochs, unit="epoch") as bar:
@@ -133,7 +140,8 @@ def main(argv: Sequence[str] | None = None) -> report.Runs:
             options = {"args": args, "bar": bar, "learning_rate": rate}
             results[key] = [training.train(network, digits, seed=seed, **options)[1] for seed in seeds]
     print(report.table_of_runs(results))
-    pictures.save(pictures.learning_curves(results), args.out / "recurrent.png")
+    name = "recurrent.png" if args.by == "rows" else "recurrent_pixels.png"
+    pictures.save(pictures.learning_curves(results), args.out / name)
     return results
 
 

@@ -1,5 +1,6 @@
 """Strict promotion, several devices, and one hypothesis profile for the desk and one for the night."""
 
+import gc
 import os
 
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
@@ -13,7 +14,7 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 # On a GPU the default rounds the factors of a matrix product to ten bits.
 jax.config.update("jax_default_matmul_precision", "highest")
 
-hypothesis.settings.register_profile("default", max_examples=25, deadline=None)
+hypothesis.settings.register_profile("default", max_examples=15, deadline=None)
 hypothesis.settings.register_profile("nightly", max_examples=2000, deadline=None)
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
 
@@ -28,6 +29,14 @@ def pytest_collection_modifyitems(items):
             item.add_marker(pytest.mark.skip(reason="of the program for a CPU"))
         if item.get_closest_marker("several_devices") and devices < 8:
             item.add_marker(pytest.mark.skip(reason=f"needs 8 devices, there are {devices}"))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _garbage_is_collected_between_files():
+    """Tracing makes so many objects that the collector takes a tenth of the time if it may."""
+    gc.disable()
+    yield
+    gc.collect()
 
 
 @pytest.fixture

@@ -45,8 +45,9 @@ def test_matches_the_oracle(case, gradient):
         np.testing.assert_allclose(dparams[name], expected[1][name], **close)
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-def test_the_oracle_itself_agrees_with_jax_grad_of_a_plain_composition(case, x64):
+@pytest.mark.parametrize("name", ["nchw", "two_feature_axes", "channel_mask"])
+def test_the_oracle_itself_agrees_with_jax_grad_of_a_plain_composition(name, x64):
+    case = NAMES[name]
     x, params, _, kwargs = case.make()
     x, params = jax.tree.map(lambda v: v.astype(jnp.float64), (x, params))
     dy = case.cotangent().astype(jnp.float64)

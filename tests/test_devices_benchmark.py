@@ -14,7 +14,7 @@ from gallery import quick_compilation  # noqa: F401
 
 pytestmark = pytest.mark.several_devices
 # One of each kind; the benchmark itself goes through all.
-SOME = ["pmap", "shard_map, checked, gradient inside", "jit, Auto axes, batch and channels sharded"]
+SOME = ["shard_map, checked, gradient inside", "jit, Auto axes, batch and channels sharded"]
 
 
 @pytest.mark.parametrize("name", [*SOME, "groups, shard_map, checked"])

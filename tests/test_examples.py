@@ -60,15 +60,15 @@ def test_every_program_is_run_by_a_test():
     assert set(PROGRAMS) == {*RUNS, *SELF_CONTAINED, "multiprocess"}
 
 
-# Their programs take a compiler longer than the others'.
-SLOW = ("crossq", "recurrent")
+# One of each kind is run by default: a study, and one of several devices.
+QUICK = ("raw_pixels", "sync_batch_norm")
 
 
 @pytest.mark.usefixtures("standard_promotion", "few_digits", "shallow")
 class TestRuns:
     @pytest.mark.parametrize(
         "program",
-        [pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name for name in RUNS],
+        [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in RUNS],
         indirect=True,
     )
     def test_prints_what_it_returns_and_draws_it(self, program, tmp_path, capsys):

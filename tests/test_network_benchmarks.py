@@ -61,6 +61,7 @@ def test_train_step(tmp_path, monkeypatch):
     assert rows["no norm"]["by no norm"] == rows["flax"]["by flax"] == [1]
 
 
+@pytest.mark.slow
 def test_compile_time_traces_every_time(tmp_path, monkeypatch):
     traced, loss_of = [], networks.loss_of
 
@@ -84,6 +85,7 @@ def test_compile_time_traces_every_time(tmp_path, monkeypatch):
     )
 
 
+@pytest.mark.slow
 def test_memory(tmp_path, monkeypatch):
     monkeypatch.setattr(timing, "BLOCK", 1e-4)
     sizes = "--batch 8 --size 8 --width 4 --layers 1 --rounds 2"

@@ -1,7 +1,7 @@
 """How the limits of batch renormalization grow: as in the paper, as in CrossQ."""
 
 import dataclasses
-from typing import Any
+from typing import Any, TypedDict
 
 import jax.numpy as jnp
 
@@ -25,7 +25,14 @@ class Ramp:
         return self.low + (self.high - self.low) * risen
 
 
-def ioffe_warmup(begin: int = 5_000, r_end: int = 40_000, d_end: int = 25_000) -> dict[str, Ramp]:
+class Limits(TypedDict):
+    """The keyword arguments of `jbn.renorm` that a warm-up gives."""
+
+    r_max: Ramp
+    d_max: Ramp
+
+
+def ioffe_warmup(begin: int = 5_000, r_end: int = 40_000, d_end: int = 25_000) -> Limits:
     """The limits of Ioffe (2017): plain batch norm for 5k steps, then r_max to 3 and d_max to 5.
 
     Args:
@@ -45,7 +52,7 @@ def ioffe_warmup(begin: int = 5_000, r_end: int = 40_000, d_end: int = 25_000) -
     return {"r_max": Ramp(1.0, 3.0, begin, r_end), "d_max": Ramp(0.0, 5.0, begin, d_end)}
 
 
-def crossq_warmup(steps: int = 100_000, r_max: float = 3.0, d_max: float = 5.0) -> dict[str, Ramp]:
+def crossq_warmup(steps: int = 100_000, r_max: float = 3.0, d_max: float = 5.0) -> Limits:
     """The limits of CrossQ (Bhatt et al. 2024): plain batch norm, and all at once from a step on.
 
     Args:
