@@ -26,9 +26,9 @@ def domains(n: int, norm: Norm = plain, *, share_params: bool = True) -> Norm:
     Which domain is said at the call: an index for the batch, at the cost of `norm`; or one for each
     example, so that domains mix in a batch, in one pass over x: each example is normalized with the
     others of its domain. That costs what batch norm costs where examples have positions, and a few
-    times as much on a CPU where they have none. A domain needs as many examples in a batch as batch norm
-    does: three of a batch of 32 were too few in `examples/two_domains.py`. DSBN, scGPT, timm and detectron2 have one index for the
-    batch, or its order; none has one for each example.
+    times as much on a CPU where they have none. A domain needs as many examples in a batch as batch
+    norm does: three of 32 were too few in `examples/two_domains.py`. DSBN, scGPT, timm and detectron2
+    have one index for the batch, or its order; none has one for each example.
 
     Args:
         n: how many domains.
