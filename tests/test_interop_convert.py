@@ -1,4 +1,4 @@
-"""`jbn.tools`' conversions against the libraries they are of; skipped where a library is not installed."""
+"""The conversions against the libraries they are of; each test is skipped where its library is not."""
 
 import functools
 
@@ -29,10 +29,10 @@ def affine(features=4):
 
 
 def trained(params, stats, xs, **options):
-    """jbn's outputs and statistics after each of the batches."""
+    """Each of the batches, with jbn's output and its statistics afterwards."""
     for x in xs:
         y, stats = jbn.batch_norm(x, params, stats, train=True, **options)
-        yield y, stats
+        yield x, y, stats
 
 
 def inference(params, stats, x, **options):
@@ -83,7 +83,8 @@ class TestTorch:
         close(inference(params, stats, held_out), self.call(layer.eval(), held_out))
         layer.train()
         momentum = {"momentum": None if cumulative else 0.9, "running_variance": "unbiased"}
-        for x, (y, stats) in zip(xs[2:], trained(params, stats, xs[2:], **momentum), strict=True):
+        ours = trained(params, stats, xs[2:], **momentum)
+        for x, y, stats in ours:
             close(y, self.call(layer, x))
             close(stats["mean"], layer.running_mean.numpy())
             close(stats["var"], layer.running_var.numpy())
@@ -98,7 +99,8 @@ class TestTorch:
         assert other.num_batches_tracked == (2 + STEPS if cumulative else 0)
         close(self.call(other.eval(), held_out), inference(params, stats, held_out))
         other.train()
-        for x, (y, stats) in zip(xs[2:], trained(params, stats, xs[2:], **momentum), strict=True):
+        ours = trained(params, stats, xs[2:], **momentum)
+        for x, y, stats in ours:
             close(self.call(other, x), y)
             close(other.running_var.numpy(), stats["var"])
 
@@ -111,16 +113,19 @@ class TestTorch:
         close(y, self.call(layer, x))
         assert jbn.tools.to_torch(params, stats).keys() == layer.state_dict().keys()
 
-    def test_synchronized_and_frozen(self):
+    def test_synchronized(self):
         layer = self.layer()
         self.call(layer, batches()[3])
         synchronized = self.torch.nn.SyncBatchNorm.convert_sync_batchnorm(layer)
         expected = jbn.tools.from_torch(layer.state_dict())
         close(jbn.tools.from_torch(synchronized.state_dict()), expected)
-        frozen = pytest.importorskip("torchvision.ops").FrozenBatchNorm2d(4)
+
+    def test_frozen(self, torchvision):
+        layer = self.layer()
+        self.call(layer, batches()[3])
+        frozen = torchvision.ops.FrozenBatchNorm2d(4)
         frozen.load_state_dict(layer.state_dict())
         params, stats = jbn.tools.from_torch(frozen.state_dict())
-        close((params, stats), expected)
         x = batches()[4]
         close(inference(params, stats, x), self.call(frozen, x))
 
@@ -154,14 +159,14 @@ class TestKeras:
         epsilon = {"epsilon": 1e-3}
         close(inference(params, stats, held_out, **epsilon), self.call(layer, held_out, False))
         ours = trained(params, stats, xs[2:], momentum=0.9, **epsilon)
-        for x, (y, stats) in zip(xs[2:], ours, strict=True):
+        for x, y, stats in ours:
             close(y, self.call(layer, x, True))
             close((stats["mean"], stats["var"]), tuple(layer.get_weights()[-2:]))
         other = self.layer(**flags)
         other.set_weights(jbn.tools.to_keras(params, stats))
         close(self.call(other, held_out, False), inference(params, stats, held_out, **epsilon))
         ours = trained(params, stats, xs[2:], momentum=0.9, **epsilon)
-        for x, (y, stats) in zip(xs[2:], ours, strict=True):
+        for x, y, stats in ours:
             close(self.call(other, x, True), y)
             close(tuple(other.get_weights()[-2:]), (stats["mean"], stats["var"]))
 
@@ -234,7 +239,8 @@ class TestHaiku:
         assert jax.tree.map(np.shape, back) == jax.tree.map(np.shape, dict(theirs))
         close(apply(back, state, None, held_out, False)[0], inference(params, stats, held_out))
         # Without a counter Haiku goes on as jbn does.
-        for x, (y, stats) in zip(xs, trained(params, stats, xs, momentum=0.9), strict=True):
+        ours = trained(params, stats, xs, momentum=0.9)
+        for x, y, stats in ours:
             expected, state = apply(back, state, None, x, True)
             close(y, expected)
             close(stats, jbn.tools.from_haiku(back, state, "norm", match="inference")[1])
@@ -255,7 +261,7 @@ class TestHaiku:
         apply, theirs, state = self.state_after(xs[:2])
         params, stats = jbn.tools.from_haiku(theirs, state, "norm", match="training")
         ours = trained(params, stats, xs[2:], momentum=0.9)
-        for x, (y, stats) in zip(xs[2:], ours, strict=True):
+        for x, y, stats in ours:
             expected, state = apply(theirs, state, None, x, True)
             close(y, expected)
             close(stats, jbn.tools.from_haiku(theirs, state, "norm", match="training")[1])
@@ -307,7 +313,7 @@ class TestEquinox:
             _, state = self.call(layer, state, x)
         params, stats = jbn.tools.from_equinox(self.arrays(layer, state), match="training")
         ours = trained(params, stats, xs[2:], momentum=0.9)
-        for x, (y, stats) in zip(xs[2:], ours, strict=True):
+        for x, y, stats in ours:
             expected, state = self.call(layer, state, x)
             close(y, expected)
             close(stats, jbn.tools.from_equinox(self.arrays(layer, state), match="training")[1])
@@ -333,7 +339,7 @@ class TestEquinox:
         *xs, held_out = batches(STEPS + 1)
         scale, bias = affine()
         params = {"scale": scale, "bias": bias}
-        *_, (_, stats) = trained(params, jbn.init(4)[1], xs, momentum=0.9)
+        *_, (_, _, stats) = trained(params, jbn.init(4)[1], xs, momentum=0.9)
         arrays = jbn.tools.to_equinox(params, stats)
         layer, state = self.layer()
         layer = self.eqx.tree_at(
@@ -343,7 +349,8 @@ class TestEquinox:
             state = state.set(getattr(layer, field), jax.tree.map(jnp.asarray, arrays[field]))
         expected, _ = self.call(layer, state, held_out, inference=True)
         close(inference(params, stats, held_out), expected)
-        for x, (y, stats) in zip(xs, trained(params, stats, xs, momentum=0.9), strict=True):
+        ours = trained(params, stats, xs, momentum=0.9)
+        for x, y, stats in ours:
             expected, state = self.call(layer, state, x)
             close(y, expected)
             close((stats["mean"], stats["var"]), state.get(layer.batch_state_index))
@@ -361,3 +368,53 @@ class TestEquinox:
         fresh = fresh.set(other.ema_state_index, jax.tree.map(jnp.asarray, arrays["batch_state_index"]))
         fresh = fresh.set(other.ema_first_time_index, jnp.array(False))
         close(self.call(other, fresh, held_out, inference=True)[0], expected)
+
+
+@pytest.fixture
+def torchvision():
+    """PyPI's torchvision is compiled for CUDA. With a torch for CPUs alone its operators are missing,
+    and its import ends where it describes two of them; no ResNet has any.
+    """
+    torch = pytest.importorskip("torch")
+    try:
+        return pytest.importorskip("torchvision")
+    except RuntimeError:
+        operators = torch.library.Library("torchvision", "FRAGMENT")
+        for name in ("nms", "qnms"):
+            operators.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        return pytest.importorskip("torchvision")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["resnet18", "resnet50"])
+def test_torchvisions_resnet_by_a_file(name, torchvision, tmp_path):
+    torch, safetensors = pytest.importorskip("torch"), pytest.importorskip("safetensors.torch")
+    from safetensors.numpy import load_file, save_file
+
+    weights = example("models.torchvision_weights")
+    theirs = getattr(torchvision.models, name)().eval()
+    state_dict = theirs.state_dict()
+    torch.manual_seed(0)
+    for entry, v in state_dict.items():
+        if "bn" in entry or "downsample.1" in entry:
+            v.copy_(torch.rand(v.shape) + 0.5) if v.ndim else v.fill_(5)
+    assert len(state_dict) == {"resnet18": 122, "resnet50": 320}[name]
+    safetensors.save_file(state_dict, tmp_path / "torch.safetensors")
+
+    images = np.random.default_rng(0).normal(size=(2, 75, 64, 3)).astype(np.float32)
+    model = getattr(example("models.resnet"), name)(classes=1000, small_images=False)
+    init = functools.partial(model.init, train=False)
+    shapes = jax.eval_shape(init, jax.eval_shape(lambda: jax.random.key(0)), images)
+    variables = weights.from_torchvision(load_file(tmp_path / "torch.safetensors"), shapes)
+    logits = jax.jit(functools.partial(model.apply, train=False))(variables, images)
+    with torch.no_grad():
+        expected = theirs(torch.tensor(channels_first(images))).numpy()
+    np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-4 * np.abs(expected).max())
+
+    save_file(weights.to_torchvision(variables), tmp_path / "jax.safetensors")
+    back = safetensors.load_file(tmp_path / "jax.safetensors")
+    assert back.keys() == state_dict.keys()
+    for entry, v in state_dict.items():
+        assert back[entry].shape == v.shape and back[entry].dtype == v.dtype
+        assert entry.endswith("num_batches_tracked") or torch.equal(back[entry], v), entry
+    theirs.load_state_dict(back)
