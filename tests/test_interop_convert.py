@@ -370,21 +370,6 @@ class TestEquinox:
         close(self.call(other, fresh, held_out, inference=True)[0], expected)
 
 
-@pytest.fixture
-def torchvision():
-    """PyPI's torchvision is compiled for CUDA. With a torch for CPUs alone its operators are missing,
-    and its import ends where it describes two of them; no ResNet has any.
-    """
-    torch = pytest.importorskip("torch")
-    try:
-        return pytest.importorskip("torchvision")
-    except RuntimeError:
-        operators = torch.library.Library("torchvision", "FRAGMENT")
-        for name in ("nms", "qnms"):
-            operators.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-        return pytest.importorskip("torchvision")
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["resnet18", "resnet50"])
 def test_torchvisions_resnet_by_a_file(name, torchvision, tmp_path):
