@@ -2,6 +2,7 @@
 
 import dataclasses
 from contextlib import AbstractContextManager
+from typing import Any
 
 from flax import linen as nn
 
@@ -46,6 +47,7 @@ def converted(norm: Norm = plain) -> AbstractContextManager[None]:
             for field in dataclasses.fields(layer)
             if field.name not in ("name", "parent")
         }
-        return BatchNorm(**fields, norm=norm, parent=layer.scope)(*args, **kwargs)
+        scope: Any = layer.scope  # one may be a parent, which Flax's annotations leave out
+        return BatchNorm(**fields, norm=norm, parent=scope)(*args, **kwargs)
 
     return nn.intercept_methods(run_as_jbn)
