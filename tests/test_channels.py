@@ -36,7 +36,11 @@ def test_statistics_are_float32_at_least(dtype):
         ({"a": np.ones(())}, ValueError, r"`a` must have one axis.* got shape \(\)"),
         ({"a": np.arange(3)}, TypeError, "`a` must be a floating-point array, got dtype int64"),
         ({"a": None}, TypeError, "`a` must be a floating-point array, got dtype object"),
-        ({"a": [[1.0], [2.0, 3.0]]}, TypeError, "`a` must be a NumPy array or become one"),
+        (
+            {"a": [[1.0], [2.0, 3.0]]},
+            TypeError,
+            "`a` must be an array, or become one by np.asarray, got list: ",
+        ),
     ],
 )
 def test_what_is_no_array_of_the_channels(arrays, error, message):

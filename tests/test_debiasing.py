@@ -34,8 +34,9 @@ def test_without_a_counter_they_are_the_same(match):
 def test_errors():
     with pytest.raises(ValueError, match=r"`match` must be one of .*, got 'both'"):
         sum_and_average(V, "both", 3, 0.9)
-    with pytest.raises(ValueError, match=r"`counter` must be .* at least 1, got 0"):
-        sum_and_average(V, "training", 0, 0.9)
+    for counter in (0, 1.5):
+        with pytest.raises(ValueError, match=rf"`counter` must be .* at least 1, got {counter}"):
+            sum_and_average(V, "training", counter, 0.9)
     for decay in (None, 1.0, -0.1):
-        with pytest.raises(ValueError, match=r"decay must lie in \[0, 1\) to weigh 3 steps, got"):
+        with pytest.raises(ValueError, match=r"`momentum`, .* lie in \[0, 1\) .* counter, 3, got"):
             sum_and_average(V, "training", 3, decay)

@@ -46,8 +46,10 @@ def test_errors_name_the_entry():
         from_equinox({**ARRAYS, "batch_state_index": (V, V[:1])}, match="training")
     with pytest.raises(ValueError, match=r"`arrays` must hold \['batch_counter'\]"):
         from_equinox({"batch_state_index": (V, V)}, match="inference", momentum=0.5)
-    with pytest.raises(ValueError, match=r"decay must lie in .* to weigh 2 steps, got None"):
+    with pytest.raises(ValueError, match=r"`momentum`.* must be given .* counter, 2, got None"):
         from_equinox(ARRAYS, match="inference")
+    with pytest.raises(TypeError, match="`arrays` must be a mapping from names to arrays, got list"):
+        from_equinox([V, V], match="training")
     with pytest.raises(ValueError, match="`match`"):
         from_equinox(ARRAYS, match="all")
     with pytest.raises(ValueError, match=r"`batch_stats` must hold \['mean', 'var'\]"):

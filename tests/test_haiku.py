@@ -49,6 +49,10 @@ def test_errors_name_the_entry():
         ValueError, match=r"`state` must hold \['norm/~/mean_ema', .*got net/~/norm/~/mean"
     ):
         from_haiku(params, state, "norm", match="inference")
+    with pytest.raises(
+        TypeError, match="`params` must be a mapping from names to arrays, got NoneType"
+    ):
+        from_haiku(None, state, NAME, match="inference")
     with pytest.raises(ValueError, match=r"`match` must be one of .* got 'average'"):
         from_haiku(params, state, NAME, match="average")
     with pytest.raises(

@@ -75,6 +75,13 @@ def test_a_name_that_is_not_there():
         from_torch(state_dict("bn."), "norm")
 
 
+def test_a_layer_in_place_of_its_state_dict():
+    with pytest.raises(
+        TypeError, match="`state_dict` must be a mapping from names to arrays, got object"
+    ):
+        from_torch(object())
+
+
 def test_what_pytorch_has_no_place_for():
     params, stats = jbn.init(2, momentum=None)
     with pytest.raises(ValueError, match=r"count'\]` must be one number for PyTorch, got 1 to 2"):

@@ -34,9 +34,8 @@ def floating(name: str, value: Any) -> np.ndarray:
     try:
         v = np.asarray(value).copy()
     except (TypeError, ValueError, RuntimeError) as error:
-        raise TypeError(
-            f"`{name}` must be a NumPy array or become one by np.asarray, got {value!r}"
-        ) from error
+        got = f"{type(value).__name__}: {error}"
+        raise TypeError(f"`{name}` must be an array, or become one by np.asarray, got {got}") from error
     if not jnp.issubdtype(v.dtype, jnp.floating):
         raise TypeError(f"`{name}` must be a floating-point array, got dtype {v.dtype}")
     return v
@@ -66,6 +65,8 @@ def layer_arrays(
 
 def require(arrays: Mapping[str, Any], names: Sequence[str], where: str) -> None:
     """Fails where one of the names is missing, and says what there is."""
+    if not isinstance(arrays, Mapping):
+        raise TypeError(f"{where} must be a mapping from names to arrays, got {type(arrays).__name__}")
     if missing := [name for name in names if name not in arrays]:
         some = sorted(map(str, arrays))[:8]
         more = ", ..." if len(arrays) > len(some) else ""

@@ -15,7 +15,10 @@ FOREVER = 2**30
 def weight(counter: int, decay: float | None) -> float:
     """1 - decay^counter, the weight of the terms of a sum that began at zero."""
     if decay is None or not 0 <= float(decay) < 1:
-        raise ValueError(f"the decay must lie in [0, 1) to weigh {counter} steps, got {decay!r}")
+        raise ValueError(
+            f"`momentum`, in Haiku `decay_rate`, must be given and lie in [0, 1) where there is a "
+            f"counter, {counter}, got {decay!r}"
+        )
     return 1.0 - float(decay) ** counter
 
 
@@ -26,7 +29,7 @@ def sum_and_average(
     _checks.choice("match", match, Match)
     if counter is None:
         return v, v.copy(), np.array(FOREVER, np.int32)
-    if counter < 1:
+    if counter < 1 or counter != int(counter):
         raise ValueError(f"`counter` must be the number of training steps, at least 1, got {counter}")
     w = weight(counter, decay)
     total, average = (v * w, v) if match == "inference" else (v, v / w)

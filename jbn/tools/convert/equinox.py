@@ -57,6 +57,7 @@ def from_equinox(arrays: Mapping[str, Any], *, match: Match, momentum: float | N
         [1.] [10.]
     """
     _checks.choice("match", match, Match)
+    require(arrays, [], "`arrays`")
     field = "ema_state_index" if "ema_state_index" in arrays else "batch_state_index"
     require(arrays, [field], "`arrays`")
     if not isinstance(pair := arrays[field], tuple | list) or len(pair) != 2:

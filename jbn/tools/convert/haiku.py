@@ -75,6 +75,7 @@ def from_haiku(
     which = "average" if match == "inference" else "hidden"
     modules = [f"{name}/~/{average}" for average in AVERAGES]
     require(state, modules, "`state`")
+    require(params, [], "`params`")
     found = {}
     for theirs, ours in PARAMS.items():
         if theirs in params.get(name, {}):

@@ -50,6 +50,7 @@ def from_torch(state_dict: Mapping[str, Any], prefix: str = "", *, cumulative: b
         >>> print(batch_stats["mean"])
         [0.5  0.25]
     """
+    require(state_dict, [], "`state_dict`")
     prefix = _dotted(prefix)
     found = {name: state_dict[prefix + name] for name in NAMES if prefix + name in state_dict}
     if not found:
