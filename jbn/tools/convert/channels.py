@@ -53,14 +53,17 @@ def layer_arrays(
 ) -> Arrays:
     """`scale`, `bias`, `mean` and `var` of a layer of jbn or Flax, which may hold `others` besides."""
     known = {"params": ("scale", "bias"), "batch_stats": ("mean", "var", *others)}
-    found = {}
+    found, labels = {}, {}
     for (argument, names), given in zip(known.items(), (params, batch_stats), strict=True):
         if not isinstance(given, Mapping) or not set(given) <= set(names):
             got = sorted(given) if isinstance(given, Mapping) else type(given).__name__
             raise ValueError(f"`{argument}` must be the mapping of one layer, of {names}, got {got}")
-        found.update({f"{argument}['{n}']": given[n] for n in names if n in given and n not in others})
+        for name in names:
+            if name in given and name not in others:
+                labels[name] = f"{argument}['{name}']"
+                found[labels[name]] = given[name]
     arrays = per_channel(found)
-    return {name.split("'")[1]: v for name, v in arrays.items()}
+    return {name: arrays[label] for name, label in labels.items()}
 
 
 def require(arrays: Mapping[str, Any], names: Sequence[str], where: str) -> None:
