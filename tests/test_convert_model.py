@@ -11,6 +11,7 @@ import pytest
 from flax import nnx
 
 import jbn
+from gallery import quick_compilation  # noqa: F401
 from jbn.tools import convert_model
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
@@ -45,17 +46,12 @@ class Network(nnx.Module):
         return self.sequence(x)
 
 
+@nnx.jit
 def stepped(model, optimizer, x):
-    @nnx.jit
-    def step(model, optimizer, x):
-        def loss(model):
-            return jnp.mean((model(x) - jnp.cos(x)) ** 2)
-
-        value, grads = nnx.value_and_grad(loss)(model)
-        optimizer.update(model, grads)
-        return value
-
-    return step(model, optimizer, x)
+    """One step of the optimizer, and the loss before it."""
+    value, grads = nnx.value_and_grad(lambda model: jnp.mean((model(x) - jnp.cos(x)) ** 2))(model)
+    optimizer.update(model, grads)
+    return value
 
 
 def test_every_layer_wherever_it_stands_and_what_is_shared():
