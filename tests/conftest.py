@@ -64,3 +64,18 @@ def platform(request, monkeypatch):
     jax.clear_caches()
     yield request.param
     jax.clear_caches()
+
+
+@pytest.fixture
+def torchvision():
+    """PyPI's torchvision is compiled for CUDA. With a torch for CPUs alone its operators are missing,
+    and its import ends where it describes two of them; no ResNet has any.
+    """
+    torch = pytest.importorskip("torch")
+    try:
+        return pytest.importorskip("torchvision")
+    except RuntimeError:
+        operators = torch.library.Library("torchvision", "FRAGMENT")
+        for name in ("nms", "qnms"):
+            operators.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        return pytest.importorskip("torchvision")

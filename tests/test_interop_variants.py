@@ -205,10 +205,9 @@ def test_domains_are_timms_splits():
     close(inference, layer.eval()(torch.tensor(np.array(x))).detach().numpy())
 
 
-def test_frozen_is_torchvisions():
+def test_frozen_is_torchvisions(torchvision):
     torch = pytest.importorskip("torch")
-    ops = pytest.importorskip("torchvision.ops", exc_type=(ImportError, RuntimeError))
-    layer = ops.FrozenBatchNorm2d(4)
+    layer = torchvision.ops.FrozenBatchNorm2d(4)
     rng = np.random.default_rng(0)
     values = {
         name: rng.uniform(0.5, 2, 4).astype(np.float32)

@@ -71,6 +71,63 @@ class TestResNet:
         assert {v.dtype for v in jax.tree.leaves(layers)} == {jnp.dtype("bfloat16")}
 
 
+class TestTorchvisionWeights:
+    def variables(self, model, size):
+        images = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
+        return jax.eval_shape(functools.partial(model.init, train=False), KEY, images)
+
+    def filled(self, shapes):
+        rng = np.random.default_rng(0)
+        return jax.tree.map(lambda v: rng.random(v.shape, np.float32), shapes)
+
+    def test_names_and_shapes_of_resnet50(self):
+        model = example("models.resnet").resnet50(classes=1000, small_images=False)
+        shapes = self.variables(model, 64)
+        zeros = jax.tree.map(lambda v: np.zeros(v.shape, v.dtype), shapes)
+        entries = example("models.torchvision_weights").to_torchvision(zeros)
+        assert len(entries) == 320
+        for name, shape in {
+            "conv1.weight": (64, 3, 7, 7),
+            "bn1.running_var": (64,),
+            "layer1.0.downsample.0.weight": (256, 64, 1, 1),
+            "layer2.3.conv2.weight": (128, 128, 3, 3),
+            "layer4.2.bn3.num_batches_tracked": (),
+            "fc.weight": (1000, 2048),
+            "fc.bias": (1000,),
+        }.items():
+            assert entries[name].shape == shape, name
+
+    @pytest.mark.parametrize("block", ["BasicBlock", "Bottleneck"])
+    def test_there_and_back_by_a_file(self, block, tmp_path):
+        from safetensors.numpy import load_file, save_file
+
+        models, weights = example("models.resnet"), example("models.torchvision_weights")
+        model = models.ResNet((2, 1), getattr(models, block), features=2, small_images=False)
+        shapes = self.variables(model, 32)
+        variables = self.filled(shapes)
+        save_file(weights.to_torchvision(variables), tmp_path / "weights.safetensors")
+        back = weights.from_torchvision(load_file(tmp_path / "weights.safetensors"), shapes)
+        jax.tree.map(np.testing.assert_array_equal, back, variables)
+
+    def test_other_networks_are_refused(self):
+        weights = example("models.torchvision_weights")
+        model = small(small_images=False)
+        entries = weights.to_torchvision(self.filled(self.variables(model, 32)))
+        shapes = self.variables(model, 32)
+
+        def refused(message, entries, shapes=shapes):
+            with pytest.raises(ValueError, match=message):
+                weights.from_torchvision(entries, shapes)
+
+        wide = self.variables(model.clone(classes=4), 32)
+        refused(r"with fc.bias of shape \(4,\), got \(3,\)", entries, wide)
+        refused(r"with conv1.bias of shape None, got \(2,\)", {**entries, "conv1.bias": np.ones(2)})
+        without = {name: v for name, v in entries.items() if name != "layer1.0.bn1.running_var"}
+        refused(r"with layer1.0.bn1.running_var of shape \(2,\), got None", without)
+        old = {name: v for name, v in entries.items() if not name.endswith("tracked")}
+        assert weights.from_torchvision(old, shapes).keys() == {"params", "batch_stats"}
+
+
 class TestNNX:
     @pytest.mark.parametrize("norm", ["batch norm", "no batch norm"])
     def test_resnet18_is_linen_s(self, norm):
