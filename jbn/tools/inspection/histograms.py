@@ -21,6 +21,8 @@ def draw(arrays: Mapping[str, Mapping[str, np.ndarray]], epsilon: float, path: A
         ValueError: a kind of file that matplotlib does not know.
     """
     try:
+        from matplotlib.cm import ScalarMappable
+        from matplotlib.colors import PowerNorm
         from matplotlib.figure import Figure
     except ImportError as error:
         raise ImportError(
@@ -33,30 +35,42 @@ def draw(arrays: Mapping[str, Mapping[str, np.ndarray]], epsilon: float, path: A
     }
     figure = Figure(figsize=(11, 1.8 + 0.22 * len(arrays)), dpi=110, layout="constrained")
     all_axes = figure.subplots(1, len(panels), sharey=True)
-    images = [_panel(axes, *panel) for axes, panel in zip(all_axes, panels.items(), strict=True)]
+    look = {"cmap": "Blues", "norm": PowerNorm(0.5, 0, 0.5)}
+    for axes, (title, layers) in zip(all_axes, panels.items(), strict=True):
+        layers = [np.real(v[np.isfinite(v)]).ravel() for v in layers]
+        values = np.concatenate(layers)
+        place = _places(values, positive=title == "deviation")
+        every = place(values) if values.size else np.zeros(1)
+        margin = max(0.02 * np.ptp(every), 0.05)
+        edges = np.linspace(every.min() - margin, every.max() + margin, BINS + 1)
+        shares = [np.histogram(place(v), edges)[0] / max(1, v.size) for v in layers]
+        axes.pcolormesh(edges, np.arange(len(layers) + 1) - 0.5, np.stack(shares), **look)
+        ticks = _round_numbers(edges[0], edges[-1], place)
+        axes.set_xticks([place(v) for v in ticks], [f"{v:g}" for v in ticks])
+        axes.set_title(title)
+        axes.grid(axis="x", alpha=0.3)
     all_axes[0].set_yticks(range(len(arrays)), list(arrays))
     all_axes[0].invert_yaxis()
-    figure.colorbar(images[0], ax=all_axes, label="share of the layer's channels", extend="max")
+    colours = ScalarMappable(**look)
+    figure.colorbar(colours, ax=all_axes, label="share of the channels", extend="max")
     figure.savefig(path)
 
 
-def _panel(axes, title, layers):
-    """A row for each layer, on an axis that all of them share."""
-    layers = [np.real(v[np.isfinite(v)]).ravel() for v in layers]
-    logarithmic = title == "deviation"
-    edges = _edges(np.concatenate(layers), np.geomspace if logarithmic else np.linspace)
-    shares = np.stack([np.histogram(v, edges)[0] / max(1, v.size) for v in layers])
-    axes.set(title=title, xscale="log" if logarithmic else "linear")
-    axes.grid(axis="x", alpha=0.3)
-    rows = np.arange(len(layers) + 1) - 0.5
-    look = {"cmap": "Blues", "vmin": -0.1, "vmax": 0.5}
-    return axes.pcolormesh(edges, rows, np.ma.masked_equal(shares, 0), **look)
+def _places(values, *, positive):
+    """Where a value is on the axis: at its logarithm; or, with signs, linearly where most are."""
+    if positive:
+        return np.log
+    usual = 5 * np.median(np.abs(values)) if values.size else 0.0
+    return lambda v: np.arcsinh(v / (usual or 1.0))
 
 
-def _edges(values, spaced):
-    """Of the bins, which hold all values, and some space to both sides."""
-    low, high = (values.min(), values.max()) if values.size else (1.0, 1.0)
-    if spaced is np.geomspace:
-        return np.geomspace(low / 1.2, high * 1.2, BINS + 1)
-    margin = 0.05 * (high - low) or 0.5
-    return np.linspace(low - margin, high + margin, BINS + 1)
+def _round_numbers(low, high, place):
+    """Some between two places, and apart."""
+    powers = 10.0 ** np.arange(15, -16, -1)
+    positive = [first * power for first in (1, 5, 2, 8, 1.2) for power in powers]
+    signed = positive if place is np.log else [0.0, *positive, *(-v for v in positive)]
+    chosen = []
+    for v in sorted(signed, key=lambda v: signed.index(abs(v))):
+        if low <= place(v) <= high and all(abs(place(v) - place(c)) > (high - low) / 6 for c in chosen):
+            chosen.append(v)
+    return chosen

@@ -77,15 +77,17 @@ def channelwise(layer: str, arrays: Mapping[str, Any]) -> dict[str, np.ndarray]:
             raise ValueError(
                 f"{layer}: expected numbers as `{name}`, got dtype {value.dtype}"
             ) from None
-    channels = max(v.shape[-1:] for v in values.values())
-    for name in ("mean", "var"):
-        if values[name].ndim and channels[0] % values[name].shape[-1] == 0:
-            values[name] = np.repeat(values[name], channels[0] // values[name].shape[-1], axis=-1)
+    groups, channels = (values[name].shape[-1:] for name in ("mean", [*values][-1]))
     try:
-        return dict(zip(values, np.broadcast_arrays(*values.values()), strict=True))
+        if groups and groups < channels:
+            each = channels[0] // max(1, groups[0])
+            values |= {name: np.repeat(values[name], each, axis=-1) for name in ("mean", "var")}
+        if values["mean"].shape == values["var"].shape:
+            return dict(zip(values, np.broadcast_arrays(*values.values()), strict=True))
     except ValueError:
-        shapes = ", ".join(f"`{name}` {np.shape(v)}" for name, v in arrays.items())
-        raise ValueError(f"{layer}: expected arrays of one shape, got {shapes}") from None
+        pass
+    shapes = ", ".join(f"`{name}` {np.shape(v)}" for name, v in arrays.items())
+    raise ValueError(f"{layer}: expected arrays of one shape, got {shapes}")
 
 
 def _against(data, mean, var, scale, sound, epsilon):
@@ -108,39 +110,39 @@ def _against(data, mean, var, scale, sound, epsilon):
 
 
 def _findings(row, limits, in_params, negative):
-    def of(count):
+    def channels(count):
         return f"{count} of {row.channels} channels"
 
     if row.non_finite:
         fix = "compute the statistics again over data, and look for what made them so"
         if in_params:
             fix = "the training diverged: go back to an earlier checkpoint and a lower learning rate"
-        yield Finding(f"{of(row.non_finite)} have NaN or inf", fix)
+        yield Finding(f"NaN or inf in {channels(row.non_finite)}", fix)
     if negative:
-        yield Finding(
-            "negative variances", "the file is damaged, or other values were taken for variances"
-        )
-    if row.stale == row.channels:
+        yield Finding("negative variances", "the file is damaged, or something else has their name")
+    if row.channels and row.stale == row.channels:
         fix = "carry `batch_stats` on from step to step, or compute the statistics over data"
         yield Finding("the running statistics are the initial ones, mean 0 and variance 1", fix)
     elif row.stale:
-        fix = "they have had no samples: a domain or step never seen, or always masked"
-        yield Finding(f"{of(row.stale)} have the initial statistics", fix)
+        fix = "there have been no samples: a domain or step never seen, or always masked"
+        yield Finding(f"the initial statistics in {channels(row.stale)}", fix)
     if row.dead:
         fix = (
             "y is the bias there: prune them, or take scale out of weight decay (jbn.tools.decay_mask)"
         )
-        yield Finding(f"{of(row.dead)} are dead, |scale| < {limits.dead:g}", fix)
+        yield Finding(f"|scale| below {limits.dead:g}, dead, in {channels(row.dead)}", fix)
     if row.collapsed:
         fix = "x is all but constant there: look for dead units or constant inputs before the layer"
-        yield Finding(f"{of(row.collapsed)} have a variance below epsilon, {limits.epsilon:g}", fix)
-    if row.drift is None or row.stale == row.channels:
-        return
-    low, high = row.var_ratio
-    if row.drift > limits.drift or low < 1 / (1 + limits.drift) ** 2 or high > (1 + limits.drift) ** 2:
         yield Finding(
-            f"the running statistics are off the data's: means by up to {row.drift:.2g} deviations, "
-            f"variances by factors of {low:.2g} to {high:.2g}",
-            "compute them again over data, take a smaller momentum or more steps, or prepare the "
-            "data as in training",
+            f"a variance below epsilon, {limits.epsilon:g}, in {channels(row.collapsed)}", fix
+        )
+    low, high = row.var_ratio or (1.0, 1.0)
+    most = 1 + limits.drift
+    off = row.drift is not None and (row.drift > limits.drift or low < most**-2 or high > most**2)
+    if off and row.stale < row.channels:
+        yield Finding(
+            f"means off the data's by up to {row.drift:.2g} deviations, variances {low:.2g} to "
+            f"{high:.2g} times the data's",
+            "compute the running statistics again over data, take a smaller momentum or more steps, or "
+            "prepare the data as in training",
         )

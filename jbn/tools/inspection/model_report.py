@@ -41,15 +41,15 @@ class Report:
     epsilon: float
 
     def __str__(self):
-        findings = [
-            f"{row.layer}: {found.problem}\n    {found.fix}"
-            for row in self.layers
-            for found in row.findings
-        ]
+        lines = [self._table(), ""]
         if self.output_change is not None:
             change = f"{self.output_change:.1%}"
-            findings.append(f"with the data's statistics in all layers the output changes by {change}")
-        return "\n".join([self._table(), "", *(findings or ["nothing found"])])
+            lines += [f"with the data's statistics in all layers the output changes by {change}", ""]
+        every = [(row.layer, *found) for row in self.layers for found in row.findings]
+        for fix in dict.fromkeys(fix for _, _, fix in every):
+            lines += [f"{layer}: {problem}" for layer, problem, own in every if own == fix]
+            lines.append(f"    {fix}")
+        return "\n".join(lines if every else [*lines, "nothing found"])
 
     def picture(self, path: Any) -> None:
         """Draws histograms of scale, means and deviations by layer; needs the extra `examples`."""

@@ -62,7 +62,7 @@ def report(
 
     Raises:
         ValueError: no batch norm in `variables`; arrays of a layer that do not fit; layers in
-            `data_stats` that `variables` does not have; `apply` without `data_stats`.
+            `data_stats` that `variables` does not have; `apply` without `data_stats`; a negative bound.
 
     Example:
         >>> import jax.numpy as jnp, jbn
@@ -77,9 +77,13 @@ def report(
         <BLANKLINE>
         norm: the running statistics are the initial ones, mean 0 and variance 1
             carry `batch_stats` on from step to step, or compute the statistics over data
-        norm: 1 of 4 channels are dead, |scale| < 0.001
+        norm: |scale| below 0.001, dead, in 1 of 4 channels
             y is the bias there: ...
     """
+    limits = Limits(epsilon, dead, drift)
+    for name, value in limits._asdict().items():
+        if not value >= 0:
+            raise ValueError(f"`{name}` must not be negative, got {value}")
     layers = norm_layers(variables)
     if not layers:
         raise ValueError(
@@ -92,7 +96,6 @@ def report(
     changes, all_changed = ({}, None) if apply is None else _output_changes(apply, variables, data)
     arrays = {path: channelwise(_name(path), own) for path, own in layers.items()}
     of_data = {path: channelwise(_name(path), {**layers[path], **own}) for path, own in data.items()}
-    limits = Limits(epsilon, dead, drift)
     rows = [
         layer_report(_name(path), own, of_data.get(path), limits, changes.get(path))
         for path, own in arrays.items()
@@ -148,7 +151,9 @@ def _replaced(variables, layers):
     def leaf(key_path, value):
         *layer, name = names(key_path) or ("",)
         new = layers.get(tuple(layer), {}).get(name)
-        return value if new is None else jnp.asarray(new, value.dtype)
+        if new is None:
+            return value
+        return (jnp if isinstance(value, jax.Array) else np).asarray(new, value.dtype)
 
     if not isinstance(variables, nnx.Module):
         return jax.tree.map_with_path(leaf, variables)
