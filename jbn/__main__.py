@@ -1,12 +1,13 @@
 """The command line: `python -m jbn report CHECKPOINT`."""
 
 import argparse
+import contextlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None) -> None:
     """Does what the arguments say; a failure is one line on stderr and an exit status that is not 0."""
     parser = argparse.ArgumentParser(prog="jbn", description="Batch normalization for JAX.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
@@ -28,21 +29,30 @@ def main(argv: Sequence[str] | None = None) -> int:
     from jbn import tools
     from jbn.tools.inspection.checkpoint import read_checkpoint
 
-    try:
-        variables, data_stats = (
-            None if path is None else read_checkpoint(path)
-            for path in (args.checkpoint, args.data_stats)
-        )
-        options = {"epsilon": args.epsilon, "dead": args.dead, "drift": args.drift}
-        report = tools.report(variables, data_stats, **options)
+    with failing_in_a_line(args.checkpoint):
+        variables = read_checkpoint(args.checkpoint)
+    data_stats = None
+    if args.data_stats is not None:
+        with failing_in_a_line(args.data_stats):
+            data_stats = read_checkpoint(args.data_stats)
+    with failing_in_a_line(args.checkpoint):
+        limits = {"epsilon": args.epsilon, "dead": args.dead, "drift": args.drift}
+        report = tools.report(variables, data_stats, **limits)
         print(f"{args.checkpoint}\n\n{report}")
-        if args.picture is not None:
+    if args.picture is not None:
+        with failing_in_a_line(args.picture):
             report.picture(args.picture)
+
+
+@contextlib.contextmanager
+def failing_in_a_line(path: Path) -> Iterator[None]:
+    """Ends the program with one line on stderr, where something is wrong with this file."""
+    try:
+        yield
     except (OSError, ValueError, ImportError) as error:
-        print(f"jbn report: {error}", file=sys.stderr)
-        return 1
-    return 0
+        reason = getattr(error, "strerror", None) or error
+        sys.exit(f"jbn report: {path}: {reason}")
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

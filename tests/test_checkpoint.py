@@ -1,10 +1,12 @@
 """Checkpoints as Flax, Orbax and NumPy write them, and files that are none."""
 
+import shutil
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import orbax.checkpoint as ocp
 import pytest
 from flax import nnx, serialization, traverse_util
@@ -52,8 +54,6 @@ class TestMsgpack:
         class State(TrainState):
             batch_stats: dict
 
-        import optax
-
         fields = {"apply_fn": None, "tx": optax.adam(0.1), "params": VARIABLES["params"]}
         state = State.create(**fields, batch_stats=VARIABLES["batch_stats"])
         (tmp_path / "a").write_bytes(serialization.to_bytes(state))
@@ -70,13 +70,16 @@ class TestMsgpack:
 
 class TestOrbax:
     @pytest.fixture(scope="class")
-    def folder(self, tmp_path_factory):
+    @classmethod
+    def folder(cls, tmp_path_factory):
         folder = tmp_path_factory.mktemp("orbax")
         with ocp.StandardCheckpointer() as checkpointer:
             checkpointer.save(folder / "one", VARIABLES)
         with ocp.CheckpointManager(folder / "steps") as manager:
             for step in (3, 10):
-                stats = jax.tree.map(lambda v, step=step: v * (step == 10), VARIABLES["batch_stats"])
+                stats = jax.tree.map(
+                    lambda v, step=step: v * float(step == 10), VARIABLES["batch_stats"]
+                )
                 tree = {**VARIABLES, "batch_stats": stats}
                 manager.save(step, args=ocp.args.StandardSave(tree))
         with ocp.CheckpointManager(folder / "items") as manager:
@@ -108,18 +111,16 @@ class TestOrbax:
         assert layer == ("1",) and list(arrays) == ["mean", "var", "scale", "bias"]
 
     def test_damaged(self, folder, tmp_path):
-        import shutil
-
         damaged = shutil.copytree(folder / "one", tmp_path / "damaged")
         for file in damaged.rglob("d/*"):
             file.write_bytes(b"")
-        with pytest.raises(ValueError, match=r"damaged: no checkpoint that can be read: "):
+        with pytest.raises(ValueError, match="no checkpoint that can be read: "):
             read_checkpoint(damaged)
 
 
 class TestNoCheckpoint:
     def test_missing(self, tmp_path):
-        with pytest.raises(OSError, match=r"^\S+/none: No such file or directory$"):
+        with pytest.raises(OSError, match=r"No such file or directory: .*/none"):
             read_checkpoint(tmp_path / "none")
 
     @pytest.mark.parametrize(
@@ -135,7 +136,7 @@ class TestNoCheckpoint:
     )
     def test_content(self, content, reason, tmp_path):
         (tmp_path / "a").write_bytes(content)
-        with pytest.raises(ValueError, match=f"^\\S+/a: no checkpoint that can be read: .*{reason}"):
+        with pytest.raises(ValueError, match=f"^no checkpoint that can be read: .*{reason}"):
             read_checkpoint(tmp_path / "a")
 
     def test_an_empty_directory(self, tmp_path):

@@ -86,7 +86,7 @@ class TestCounts:
 
 class TestAgainstData:
     def test_is_what_a_simulation_says(self):
-        """y of samples with the data's mean and variance, normalized by them and by the running ones."""
+        """y of samples with the data's mean and variance, by them and by the running ones."""
         own, wanted = arrays(3), arrays(3)
         z = RNG.standard_normal((200_000, 3))
         z = (z - z.mean(0)) / z.std(0)

@@ -1,5 +1,6 @@
 """What of a checkpoint file concerns batch norm: Flax's msgpack, Orbax's directories, NumPy's npz."""
 
+import io
 import re
 from pathlib import Path
 from typing import Any
@@ -30,12 +31,13 @@ def read_checkpoint(path: Path) -> Any:
         if path.is_dir():
             return _orbax(path)
         content = path.read_bytes()
-        return _npz(path) if content.startswith(ZIP) else _msgpack(content)
-    except OSError as error:
-        raise type(error)(f"{path}: {error.strerror or error}") from error
+        return _npz(content) if content.startswith(ZIP) else _msgpack(content)
+    except OSError:
+        raise
+    # Each reader has errors of its own for what is no file of its kind.
     except Exception as error:
         reason = str(error).strip().partition("\n")[0] or type(error).__name__
-        raise ValueError(f"{path}: no checkpoint that can be read: {reason}") from error
+        raise ValueError(f"no checkpoint that can be read: {reason}") from error
 
 
 def _msgpack(content):
@@ -45,8 +47,8 @@ def _msgpack(content):
     return tree
 
 
-def _npz(path):
-    with np.load(path) as file:
+def _npz(content):
+    with np.load(io.BytesIO(content)) as file:
         paths = {key: tuple(re.split(r"[/.]", key)) for key in file.files}
         flat = {path: file[key] for key, path in paths.items() if path[-1] in ARRAYS}
     return traverse_util.unflatten_dict(flat)
