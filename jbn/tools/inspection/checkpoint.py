@@ -1,7 +1,9 @@
 """What of a checkpoint file concerns batch norm: Flax's msgpack, Orbax's directories, NumPy's npz."""
 
+import contextlib
 import io
 import re
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +38,7 @@ def read_checkpoint(path: Path) -> Any:
         raise
     # Each reader has errors of its own for what is no file of its kind.
     except Exception as error:
-        reason = str(error).strip().partition("\n")[0] or type(error).__name__
+        reason = textwrap.shorten(str(error) or type(error).__name__, 200)
         raise ValueError(f"no checkpoint that can be read: {reason}") from error
 
 
@@ -74,11 +76,11 @@ def _orbax(path):
 def _orbax_tree(path):
     import orbax.checkpoint as ocp
 
-    handler = ocp.PyTreeCheckpointHandler()
-    metadata = handler.metadata(path).tree
-    wanted = jax.tree.map_with_path(
-        lambda key_path, leaf: leaf if names(key_path)[-1] in ARRAYS else ocp.PLACEHOLDER, metadata
-    )
-    # As NumPy's arrays: not on the devices they were saved from.
-    options = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), metadata)
-    return handler.restore(path, args=ocp.args.PyTreeRestore(item=wanted, restore_args=options))
+    with contextlib.closing(ocp.PyTreeCheckpointHandler()) as handler:
+        metadata = handler.metadata(path).tree
+        wanted = jax.tree.map_with_path(
+            lambda key_path, leaf: leaf if names(key_path)[-1] in ARRAYS else ocp.PLACEHOLDER, metadata
+        )
+        # As NumPy's arrays: not on the devices they were saved from.
+        options = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), metadata)
+        return handler.restore(path, args=ocp.args.PyTreeRestore(item=wanted, restore_args=options))
