@@ -9,7 +9,7 @@ from pathlib import Path
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Does what the arguments say; a failure is one line on stderr and an exit status that is not 0."""
-    parser = argparse.ArgumentParser(prog="jbn", description="Batch normalization for JAX.")
+    parser = argparse.ArgumentParser(prog="python -m jbn", description="Batch normalization for JAX.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     command = commands.add_parser(
         "report",

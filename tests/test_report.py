@@ -181,8 +181,11 @@ class TestErrors:
         with pytest.raises(ValueError, match="`apply` needs `data_stats`"):
             jbn.tools.report(variables, apply=apply)
 
-    @pytest.mark.parametrize("name", ["epsilon", "dead", "drift"])
     @pytest.mark.parametrize("value", [-1.0, float("nan")])
-    def test_thresholds(self, name, value):
-        with pytest.raises(ValueError, match=f"`{name}` must not be negative, got {value}"):
-            jbn.tools.report(linen()[0], **{name: value})
+    def test_thresholds(self, value):
+        for name in ("dead", "drift"):
+            with pytest.raises(ValueError, match=f"`{name}` must not be negative, got {value}"):
+                jbn.tools.report(linen()[0], **{name: value})
+        for epsilon in (value, 0):
+            with pytest.raises(ValueError, match=f"`epsilon` must be positive, got {epsilon}"):
+                jbn.tools.report(linen()[0], epsilon=epsilon)

@@ -19,7 +19,10 @@ def activation_percentiles(
     the latter; and where x is inside of a layer:
 
         self.sow("intermediates", "inputs", jbn.tools.activation_percentiles(x))      Linen
-        self.sow(nnx.Intermediate, "inputs", jbn.tools.activation_percentiles(x))     NNX
+        self.sow(nnx.Intermediate, "inputs", jbn.tools.activation_percentiles(x))     NNX: `nnx.capture`
+
+    or, without a change of the model, of what Linen's `capture_intermediates` returns of the layers in
+    front of the nonlinearities.
 
     Args:
         x: (..., C) array, real.

@@ -81,9 +81,11 @@ def report(
             y is the bias there: ...
     """
     limits = Limits(epsilon, dead, drift)
-    for name, value in limits._asdict().items():
-        if not value >= 0:
-            raise ValueError(f"`{name}` must not be negative, got {value}")
+    if not epsilon > 0:
+        raise ValueError(f"`epsilon` must be positive, got {epsilon}")
+    for name, bound in {"dead": dead, "drift": drift}.items():
+        if not bound >= 0:
+            raise ValueError(f"`{name}` must not be negative, got {bound}")
     layers = norm_layers(variables)
     if not layers:
         raise ValueError(
