@@ -3,6 +3,7 @@
 import shutil
 from pathlib import Path
 
+import flax
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,6 +11,7 @@ import optax
 import orbax.checkpoint as ocp
 import pytest
 from flax import nnx, serialization, traverse_util
+from flax.training import checkpoints
 from flax.training.train_state import TrainState
 
 import jbn
@@ -66,6 +68,15 @@ class TestMsgpack:
         _, arrays = only_layer(tmp_path / "a")
         assert arrays["mean"].dtype == jnp.bfloat16
         assert jbn.tools.report(read_checkpoint(tmp_path / "a")).layers[0].stale == 3
+
+    @pytest.mark.filterwarnings("ignore:Flax Checkpointing will soon:DeprecationWarning")
+    def test_the_last_of_those_that_flax_saved(self, tmp_path):
+        with flax.config.temp_flip_flag("use_orbax_checkpointing", False):
+            for step in (9, 10):
+                stats = {**STATS, "mean": STATS["mean"] * float(step == 10)}
+                tree = {**VARIABLES, "batch_stats": {"block": {"norm": stats}}}
+                checkpoints.save_checkpoint(tmp_path, tree, step, keep=2)
+        holds_the_layer(tmp_path)
 
 
 class TestOrbax:

@@ -23,23 +23,27 @@ def read_checkpoint(path: Path) -> Any:
 
     Args:
         path: a file that Flax's `to_bytes` or `numpy.savez` wrote, the latter with "/" or "." between
-            the names; or a directory of Orbax: a checkpoint, a step, or all of them, then the last.
+            the names; or a directory of Orbax, a checkpoint or a step; or of steps, then of the last.
 
     Raises:
         OSError: there is no such file, or it may not be read.
         ValueError: it is no checkpoint, or a damaged one.
     """
     try:
-        if path.is_dir():
-            return _orbax(path)
-        content = path.read_bytes()
-        return _npz(content) if content.startswith(ZIP) else _msgpack(content)
+        return _read(path)
     except OSError:
         raise
     # Each reader has errors of its own for what is no file of its kind.
     except Exception as error:
         reason = textwrap.shorten(str(error) or type(error).__name__, 200)
         raise ValueError(f"no checkpoint that can be read: {reason}") from error
+
+
+def _read(path):
+    if path.is_dir():
+        return _directory(path)
+    content = path.read_bytes()
+    return _npz(content) if content.startswith(ZIP) else _msgpack(content)
 
 
 def _msgpack(content):
@@ -56,13 +60,13 @@ def _npz(content):
     return traverse_util.unflatten_dict(flat)
 
 
-def _orbax(path):
+def _directory(path):
     if (path / ORBAX).exists():
         return _orbax_tree(path.absolute())
     numbers = {child: re.fullmatch(r"(?:.*_)?(\d+)", child.name) for child in path.iterdir()}
-    steps = {int(number[1]): child for child, number in numbers.items() if number and child.is_dir()}
+    steps = {int(number[1]): child for child, number in numbers.items() if number}
     if steps:
-        return _orbax(steps[max(steps)])
+        return _read(steps[max(steps)])
     items = {
         child.name: _orbax_tree(child.absolute())
         for child in path.iterdir()
