@@ -45,7 +45,8 @@ class NNXNetwork(nnx.Module):
 
 
 def linen_variables(model):
-    return model.init(jax.random.key(0), jnp.ones((2, 3)))
+    """Their shapes and dtypes, which are all that matters."""
+    return jax.eval_shape(model.init, jax.random.key(0), jnp.ones((2, 3)))
 
 
 def names(layers):
@@ -107,7 +108,5 @@ def test_no_batch_norm(standard_promotion):
     assert norm_layers({}) == norm_layers([]) == norm_layers(jnp.ones(3)) == {}
 
 
-def test_abstract_variables(standard_promotion):
-    variables = jax.eval_shape(lambda: linen_variables(Network()))
-    assert names(norm_layers(variables)) == LINEN
+def test_an_abstract_module():
     assert names(norm_layers(nnx.eval_shape(NNXNetwork))) == NNX
