@@ -16,7 +16,7 @@ from flax.training.train_state import TrainState
 
 import jbn
 from jbn.tools.inspection.checkpoint import read_checkpoint
-from jbn.tools.norm_layers import norm_layers
+from jbn.tools.norm_variables import norm_layers
 
 PARAMS, STATS = jbn.init(3)
 STATS = {**STATS, "mean": jnp.array([1.0, 2.0, 3.0])}

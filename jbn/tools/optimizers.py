@@ -6,7 +6,7 @@ from typing import Any
 import jax
 from flax import nnx
 
-from jbn.tools.norm_layers import AFFINE, Path, as_tree, is_variable, names, norm_layers, params_path
+from jbn.tools.norm_variables import AFFINE, Path, as_tree, is_variable, names, norm_layers, params_path
 
 
 def decay_mask(variables: Any, *, decay_bias: bool = False) -> Any:

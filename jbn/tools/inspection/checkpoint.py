@@ -11,7 +11,7 @@ import jax
 import numpy as np
 from flax import serialization, traverse_util
 
-from jbn.tools.norm_layers import AFFINE, STATISTICS, names
+from jbn.tools.norm_variables import AFFINE, STATISTICS, names
 
 ARRAYS = (*STATISTICS, *AFFINE)
 ZIP = b"PK\x03\x04"

@@ -11,7 +11,7 @@ from flax import nnx
 
 from jbn.tools.inspection.layer_report import Limits, channelwise, layer_report
 from jbn.tools.inspection.model_report import Report
-from jbn.tools.norm_layers import STATISTICS, Path, names, norm_layers
+from jbn.tools.norm_variables import STATISTICS, Path, names, norm_layers
 
 
 def report(

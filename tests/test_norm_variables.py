@@ -8,7 +8,7 @@ from flax import nnx
 from flax.core import FrozenDict
 
 import jbn
-from jbn.tools.norm_layers import norm_layers
+from jbn.tools.norm_variables import norm_layers
 
 
 class Block(nn.Module):
