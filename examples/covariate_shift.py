@@ -70,8 +70,8 @@ def evaluate(states: side_by_side.State, images: Any, labels: Any) -> tuple[jax.
     def one(state):
         logits, _ = network(state.params, state.batch_stats, images, train=False)
         inputs, _ = network(state.params[:-1], state.batch_stats, images, train=False)
-        percentiles = jnp.percentile(inputs[:, 0], jnp.array(PERCENTILES, jnp.float32))
-        return side_by_side.accuracy(logits, labels), percentiles
+        percentiles = jbn.tools.activation_percentiles(inputs[:, :1], PERCENTILES)
+        return side_by_side.accuracy(logits, labels), percentiles[:, 0]
 
     return jax.vmap(one)(states)
 

@@ -6,8 +6,8 @@ A small CNN learns the digits 0 to 4, gets a new last layer, and is fine-tuned b
 each of 5 to 9, in three ways:
 
     batch statistics          as in the first training
-    running statistics        those of 0 to 4, which stay as they are, in each step too
-    all of batch norm frozen  likewise, and scale and bias stay as they are: optax.multi_transform
+    running statistics        those of 0 to 4, which stay as they are: jbn.frozen(trainable_params=True)
+    all of batch norm frozen  likewise, and scale and bias stay as they are: jbn.frozen()
 
 Each seed has its own initial weights, 50 images and order of them. Prints the accuracy on the test
 images of 5 to 9 after fine-tuning and its difference from the first way's, with their spread; draws it.
@@ -26,7 +26,7 @@ if __name__ == "__main__":
 
 import functools
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
@@ -40,30 +40,18 @@ from shared import data, pictures, report, runs, training
 
 SAMPLES = 10
 FIRST_EPOCHS, FIRST_BATCH = 5, 32
-NETWORK = training.Linen(CNN(functools.partial(jbn.linen.BatchNorm, momentum=0.9)))
 
 
-def frozen_affine(learning_rate: Any) -> optax.GradientTransformation:
-    """Adam for all parameters but scale and bias, which stay as they are."""
-
-    def labels(params):
-        return {name: "affine" if name.startswith("BatchNorm") else "rest" for name in params}
-
-    transforms: dict[Any, Any] = {"affine": optax.set_to_zero(), "rest": optax.adam(learning_rate)}
-    return optax.multi_transform(transforms, labels)
+def network(norm: jbn.Norm) -> training.Linen:
+    """The CNN with a norm; its variables are the same with any of them."""
+    return training.Linen(CNN(functools.partial(jbn.linen.BatchNorm, momentum=0.9, norm=norm)))
 
 
-class Way(NamedTuple):
-    """Whether a step uses the batch's statistics, and what it changes the parameters by."""
-
-    train: bool
-    optimizer: training.Optimizer
-
-
+NETWORK = network(jbn.plain)
 WAYS = {
-    "batch statistics": Way(True, optax.adam),
-    "running statistics": Way(False, optax.adam),
-    "all of batch norm frozen": Way(False, frozen_affine),
+    "batch statistics": NETWORK,
+    "running statistics": network(jbn.frozen(trainable_params=True)),
+    "all of batch norm frozen": network(jbn.frozen()),
 }
 
 
@@ -81,11 +69,11 @@ def few(digits: data.Digits, seed: int) -> data.Digits:
     return digits._replace(train_images=digits.train_images[chosen], train_labels=labels[chosen])
 
 
-def start(trained: training.State, seed: int, images: Any, way: Way) -> training.State:
+def start(trained: training.State, seed: int, images: Any) -> training.State:
     """The trained network with a new last layer, and a new optimizer."""
     fresh, _ = NETWORK.init(jax.random.fold_in(jax.random.key(seed), 1), images[:1])
     params = {**trained.params, "Dense_0": fresh["Dense_0"]}
-    return training.State(params, trained.batch_stats, way.optimizer(0.0).init(params))
+    return training.State(params, trained.batch_stats, optax.adam(0.0).init(params))
 
 
 def draw(accuracies: dict[str, list[list[float]]], steps: int) -> Figure:
@@ -104,7 +92,6 @@ def main(argv: Sequence[str] | None = None) -> dict[str, list[list[float]]]:
     args, digits = data.start(parser, argv)
     known, new = only(digits, range(5)), only(digits, range(5, 10))
     predict = functools.partial(training.predict, network=NETWORK)
-    options = {"network": NETWORK, "learning_rate": args.learning_rate}
     before, accuracies = [], {name: [] for name in WAYS}
     with tqdm(total=args.seeds * (FIRST_EPOCHS + len(WAYS) * args.epochs), unit="epoch") as bar:
         for seed in flags.seeds(args):
@@ -121,9 +108,10 @@ def main(argv: Sequence[str] | None = None) -> dict[str, list[list[float]]]:
             )
             before.append(run.test_accuracy[-1])
             samples = few(new, seed)
+            state = start(trained, seed, samples.train_images)
             for name, way in WAYS.items():
-                state = start(trained, seed, samples.train_images, way)
-                step = functools.partial(training.train_step, **way._asdict(), **options)
+                options = {"network": way, "learning_rate": args.learning_rate}
+                step = functools.partial(training.train_step, **options)
                 _, run = runs.record(state, step, predict, samples, args, bar, seed=seed)
                 accuracies[name].append(run.test_accuracy)
     print(f"0 to 4, before fine-tuning: {report.spread(before)}")

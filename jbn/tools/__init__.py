@@ -10,4 +10,8 @@ from jbn.tools.convert.keras import to_keras as to_keras
 from jbn.tools.convert.pytorch import from_torch as from_torch
 from jbn.tools.convert.pytorch import to_torch as to_torch
 from jbn.tools.convert_model import convert_model as convert_model
+from jbn.tools.inspection.report import report as report
 from jbn.tools.interception import converted as converted
+from jbn.tools.optimizers import decay_mask as decay_mask
+from jbn.tools.optimizers import freeze as freeze
+from jbn.tools.percentiles import activation_percentiles as activation_percentiles

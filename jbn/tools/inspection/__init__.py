@@ -1,0 +1,1 @@
+"""What a trained model's batch norm layers look like."""
