@@ -4,6 +4,7 @@ import collections
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jax.extend.core import ClosedJaxpr, Literal
 
@@ -34,7 +35,7 @@ class Tag(NamedTuple):
 
 def tag(x: Any, role: str, path: str) -> Any:
     """`x`, by an equation that the program can be searched for."""
-    return checkpoint_name(x, f"{_PREFIX} {role} {path}")
+    return checkpoint_name(x, f"{_PREFIX} {jnp.ndim(x)} {role} {path}")
 
 
 class Dataflow:
@@ -42,7 +43,8 @@ class Dataflow:
 
     Attributes:
         inputs: the values that the program is given.
-        tags: by role and path, one for each time that the program comes there.
+        tags: by role and path, one for each time that the program comes there; none of what has been
+            given more axes by `jax.vmap`.
         uses: of each value, what takes it: a tag, the name of a primitive, or "output".
         makers: of each value but the inputs, what makes it: a tag or the name of a primitive.
     """
@@ -80,9 +82,10 @@ class Dataflow:
     def _record(self, equation, operands, results):
         user = equation.primitive.name
         if user == "name" and equation.params["name"].startswith(_PREFIX):
-            _, role, path = equation.params["name"].split(" ", 2)
-            user = Tag(role, path, *operands, *results, equation.outvars[0].aval)
-            self.tags[role, path].append(user)
+            _, ndim, role, path = equation.params["name"].split(" ", 3)
+            user = Tag(role, path, operands[0], results[0], equation.outvars[0].aval)
+            if user.aval.ndim == int(ndim):
+                self.tags[role, path].append(user)
         for value in operands:
             self.uses[value].append(user)
         for value in results:

@@ -38,7 +38,8 @@ def tagged_call(
     """
     for name, value in variables.items():
         tag(value, name, path)
-    role = "in" if type(module) not in NORMS or _in_inference(module, args, kwargs) else "training"
+    training = isinstance(module, NORMS) and not _in_inference(module, args, kwargs)
+    role = "training" if training else "in"
     if args:
         args = (tag(args[0], role, path), *args[1:])
     else:

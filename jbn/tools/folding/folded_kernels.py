@@ -169,10 +169,11 @@ def fold_padding(params: Params, batch_stats: BatchStats, *, epsilon: float = 1e
             f"`params['scale']` must not be 0 where a convolution pads with zeros, and is for "
             f"{jnp.sum(scale == 0)} of {scale.size} channels: of no input does the norm make 0 there"
         )
+    mean, var = jnp.asarray(m.mean), jnp.asarray(m.var)
     if bias is None:
-        return m.mean
-    a = gain(Reduction(()), m.var, Affine(scale, None, epsilon), 1)
-    return m.mean - bias.astype(a.dtype) / a
+        return mean
+    a = gain(Reduction(()), var, Affine(scale, None, epsilon), 1)
+    return mean - bias.astype(a.dtype) / a
 
 
 class _Axes(NamedTuple):
@@ -245,9 +246,8 @@ def _bias(bias, kernel, axes):
 def _gain(axes, axis, kernel, params, m, epsilon):
     """A divided kernel and the gain of its channels, broadcasting against it, in one dtype."""
     kernel = axes.divide(kernel)
-    scale, var = (
-        None if v is None else v.reshape(axes.groups, -1) for v in (params.get("scale"), m.var)
-    )
+    var, scale = m.var.reshape(axes.groups, -1), params.get("scale")
+    scale = None if scale is None else scale.reshape(var.shape)
     a = gain(axes.per_channel(axis), var, Affine(scale, None, epsilon), kernel.ndim)
     dtype = _dtypes.promote(kernel.dtype, a.dtype)
     return kernel.astype(dtype), a.astype(dtype)

@@ -33,7 +33,7 @@ def fold_linen(
     model: nn.Module, variables: Mapping[str, Any], inputs: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> FoldedLinen:
     """See `jbn.tools.fold`."""
-    variables = unbox(unfreeze(variables))
+    variables = unbox(unfreeze(dict(variables)))
     modules, flow = _traced(model, variables, inputs, kwargs)
     report = find_pairs(flow, modules)
     dtypes, biased = {}, set()
@@ -57,7 +57,7 @@ def _traced(model, variables, inputs, kwargs):
         module = context.module
         if context.method_name != "__call__" or type(module) not in (*LAYERS, *NORMS):
             return call(*args, **kwargs)
-        path = "/".join(module.path)
+        path = "/".join(module.path) or "the model"
         modules[path] = module
         own = {**module.variables.get("params", {}), **module.variables.get("batch_stats", {})}
         return tagged_call(module, path, own, call, args, kwargs)

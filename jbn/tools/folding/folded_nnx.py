@@ -57,10 +57,10 @@ def fold_nnx(model: nnx.Module, inputs: tuple[Any, ...], kwargs: dict[str, Any])
 
 
 def _joined(path):
-    return "/".join(map(str, path))
+    return "/".join(map(str, path)) or "the model"
 
 
-def _modules(model):
+def _modules(model: nnx.Module) -> dict[str, Any]:
     """The layers and norms of a model, by path."""
     return {
         _joined(path): module
