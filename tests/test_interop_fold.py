@@ -86,10 +86,13 @@ def test_grouped_and_transposed_as_layer_and_norm(name):
     close(folded(layer, norm)(x), norm(layer(x)))
 
 
+def by_pytorch(layer, norm, x):
+    return fusion.fuse_conv_bn_eval(layer, norm, transpose=True)(x)
+
+
 @pytest.mark.parametrize("name", GROUPED_TRANSPOSED)
 def test_pytorch_cannot_do_that(name):
-    """It takes axis 1, the outputs of one group, for all of them."""
+    """It takes axis 1, the outputs of one group, for those of all."""
     layer = GROUPED_TRANSPOSED[name].eval()
-    with pytest.raises(RuntimeError, match="size of tensor|expected bias"):
-        theirs = fusion.fuse_conv_bn_eval(layer, trained_norm(layer.out_channels, 2), transpose=True)
-        theirs(torch.zeros(2, 4, 5, 5))
+    with pytest.raises(RuntimeError, match=r"size of tensor|expected bias"):
+        by_pytorch(layer, trained_norm(layer.out_channels, 2), torch.zeros(2, 4, 5, 5))

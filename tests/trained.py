@@ -1,4 +1,7 @@
-"""Variables and models as if they had been trained: random statistics, scales and biases."""
+"""Variables as training leaves them, and what folding a model is to keep."""
+
+import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -7,24 +10,36 @@ from flax import nnx
 
 
 def trained(variables, seed=0):
-    """The same tree; of the norms' values none is that of the initialization, nor zero."""
+    """A tree of such shapes and dtypes; all is random, no scale near zero, some of them negative."""
     rng = np.random.default_rng(seed)
 
     def value(path, v):
         name = jax.tree_util.keystr(path)
+        if "kernel" in name:
+            return jnp.asarray(rng.normal(size=v.shape) / math.sqrt(math.prod(v.shape[:-1])), v.dtype)
         if "mean" in name or "bias" in name:
             return jnp.asarray(rng.normal(size=v.shape), v.dtype)
-        if "var" in name or "scale" in name:
-            return jnp.asarray(rng.uniform(0.5, 2, size=v.shape) * rng.choice([-1, 1]), v.dtype)
-        return v
+        sign = rng.choice([-1, 1], v.shape) if "scale" in name else 1
+        return jnp.asarray(rng.uniform(0.5, 2, size=v.shape) * sign, v.dtype)
 
-    tree = jax.tree_util.tree_map_with_path(value, variables)
-    return jax.tree_util.tree_map_with_path(
-        lambda path, v: jnp.abs(v) if "var" in jax.tree_util.keystr(path) else v, tree
-    )
+    return jax.tree_util.tree_map_with_path(value, variables)
+
+
+def trained_linen(model, x, seed=0, **kwargs):
+    """Variables of a Linen model."""
+    init = functools.partial(model.init, **kwargs)
+    return trained(jax.eval_shape(init, jax.eval_shape(lambda: jax.random.key(0)), x), seed)
 
 
 def trained_nnx(model, seed=0):
-    """The model itself, with such values in it."""
+    """The model itself, with such values in it, and in evaluation mode."""
     nnx.update(model, trained(nnx.state(model, (nnx.Param, nnx.BatchStat)), seed))
+    model.eval()
     return model
+
+
+def agree(actual, expected, rtol=1e-5):
+    """To `rtol` of the largest, and in the same dtype."""
+    assert actual.dtype == expected.dtype
+    size = np.abs(expected).max()
+    np.testing.assert_allclose(actual / size, expected / size, rtol=0, atol=rtol)
