@@ -43,7 +43,7 @@ def test_linen(name, norms, capsys):
 
 
 def test_nnx(capsys):
-    model = trained_nnx(example("models.resnet_nnx").ResNet(3, 8, rngs=nnx.Rngs(0)))
+    model = trained_nnx(lambda rngs: example("models.resnet_nnx").ResNet(3, 8, rngs=rngs))
 
     def run(structure, state, x):
         return nnx.merge(structure, state)(x)

@@ -54,8 +54,10 @@ def test_a_norm_of_ones_own_is_not_known_to_be():
 
 
 def test_features_of_linen_and_nnx():
-    rngs = nnx.Rngs(0)
-    assert features(nn.Dense(3)) == features(nnx.Linear(2, 3, rngs=rngs)) == (3,)
-    assert features(nn.Conv(3, (2, 2))) == features(nnx.Conv(2, 3, (2, 2), rngs=rngs)) == (3,)
-    general = nnx.LinearGeneral(2, (3, 4), rngs=rngs)
+    def made(build, *args):
+        return nnx.eval_shape(lambda: build(*args, rngs=nnx.Rngs(0)))
+
+    assert features(nn.Dense(3)) == features(made(nnx.Linear, 2, 3)) == (3,)
+    assert features(nn.Conv(3, (2, 2))) == features(made(nnx.Conv, 2, 3, (2, 2))) == (3,)
+    general = made(nnx.LinearGeneral, 2, (3, 4))
     assert features(nn.DenseGeneral((3, 4))) == features(general) == (3, 4)

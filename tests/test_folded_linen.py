@@ -14,6 +14,7 @@ from trained import agree, trained_linen
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
 X = np.random.default_rng(0).normal(size=(2, 5, 5, 4)).astype(np.float32)
+MASK = np.random.default_rng(1).integers(0, 2, (2, 2, 2, 4)).astype(np.float32)
 norm = functools.partial(jbn.linen.BatchNorm, use_running_average=True)
 
 
@@ -35,15 +36,7 @@ MODELS = {
     "no bias": [nn.Conv(3, (3, 3), use_bias=False), norm(use_bias=False)],
     "no scale": [nn.Dense(3, use_bias=False), norm(use_scale=False)],
     "transposed": [nn.ConvTranspose(3, (3, 2), (2, 1), transpose_kernel=True), norm(epsilon=0.1)],
-    "grouped and masked": [
-        nn.Conv(
-            4,
-            (2, 2),
-            feature_group_count=2,
-            mask=np.float32(np.eye(4)).reshape(2, 2, 2, 2)[..., :1] * np.ones(4, np.float32),
-        ),
-        norm(),
-    ],
+    "grouped and masked": [nn.Conv(4, (2, 2), feature_group_count=2, mask=MASK), norm()],
     "several features": [nn.DenseGeneral((3, 2), axis=(1, 3)), norm(axis=(-2, -1))],
     "the last of several features": [nn.DenseGeneral((3, 2), axis=(1, 3), use_bias=False), norm()],
     "variants": [

@@ -28,8 +28,9 @@ class Net(nnx.Module):
 
 
 def net(call, **builders):
-    rngs = nnx.Rngs(0)
-    return trained_nnx(Net(call, **{name: build(rngs=rngs) for name, build in builders.items()}))
+    return trained_nnx(
+        lambda rngs: Net(call, **{name: build(rngs=rngs) for name, build in builders.items()})
+    )
 
 
 def linear(**options):
@@ -107,26 +108,22 @@ LEFT = {
     "told to train": (lambda m, x: m.n(m.l(x), False), "it normalizes by the batch"),
     "between": (lambda m, x: m.n(nnx.relu(m.l(x))), "`max` is before it"),
     "residual": (lambda m, x: m.l(x) + m.n(m.l(x)), "l is called 2 times"),
-    "tied kernel": (lambda m, x: m.k(m.n(m.l(x))), "the kernel of k is used elsewhere too"),
 }
 
 
 @pytest.mark.parametrize("name", LEFT)
 def test_a_norm_that_is_left_and_why(name):
     call, reason = LEFT[name]
-    model = net(call, l=linear(), n=norm(), k=linear())
-    if name == "tied kernel":
-        model.call = lambda m, x: m.n(m.l(m.k(x)))
-        model.k.kernel = model.l.kernel
-        reason = "the kernel of l is used elsewhere too"
+    model = net(call, l=linear(), n=norm())
     expected = model(X)
     folded, report = jbn.tools.fold(model, X, verbose=False)
     assert reason in report.left["n"] and not report.folded
     np.testing.assert_array_equal(folded(X), expected)
 
 
-def test_bias_that_is_shared():
-    model = net(lambda m, x: m.k(m.n(m.l(x))), l=linear(), n=norm(), k=linear())
-    model.k.bias = model.l.bias
+@pytest.mark.parametrize("name", ["kernel", "bias"])
+def test_a_parameter_of_two_layers_is_left(name):
+    model = net(lambda m, x: m.other(m.n(m.l(x))), l=linear(), n=norm(), other=linear())
+    setattr(model.other, name, getattr(model.l, name))
     report = jbn.tools.fold(model, X, verbose=False).report
-    assert report.left == {"n": "the bias of l is used elsewhere too"}
+    assert report.left == {"n": f"the {name} of l is used elsewhere too"}

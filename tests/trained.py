@@ -31,9 +31,10 @@ def trained_linen(model, x, seed=0, **kwargs):
     return trained(jax.eval_shape(init, jax.eval_shape(lambda: jax.random.key(0)), x), seed)
 
 
-def trained_nnx(model, seed=0):
-    """The model itself, with such values in it, and in evaluation mode."""
-    nnx.update(model, trained(nnx.state(model, (nnx.Param, nnx.BatchStat)), seed))
+def trained_nnx(build, seed=0):
+    """The model that a function of random keys makes, in evaluation mode; nothing is initialized."""
+    structure, state = nnx.split(nnx.eval_shape(lambda: build(nnx.Rngs(0))))
+    model = nnx.merge(structure, trained(state, seed))
     model.eval()
     return model
 
