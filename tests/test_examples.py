@@ -97,10 +97,12 @@ class TestRuns:
         one_block = functools.partial(example("models.resnet").resnet18, stage_sizes=(1,))
         monkeypatch.setattr(example("fold"), "resnet18", one_block)
         flags = ["--width", "2", "--batch-size", "128", "--runs", "2", "--out", str(tmp_path)]
-        returned = example("fold").main(flags)
-        assert returned["difference"] < 1e-5 and 0 < returned["low"] <= returned["high"]
+        difference, low, median, high = example("fold").main(flags)
+        assert difference < 1e-5 and 0 < low <= median <= high
         shown = capsys.readouterr().out
-        assert "folded 3 of 3 batch norms" in shown and f"{returned['median']:.2f} (" in shown
+        assert (
+            "folded 3 of 3 batch norms" in shown and f"{median:.2f} ({low:.2f} to {high:.2f})" in shown
+        )
 
     @pytest.mark.parametrize("name", SELF_CONTAINED)
     def test_self_contained(self, name, tmp_path, monkeypatch, capsys):
