@@ -105,6 +105,14 @@ def test_the_variables_given_are_left_as_they_are():
     jax.tree.map(np.testing.assert_array_equal, folded(model, variables)[1], new)
 
 
+def test_variables_that_are_not_folded_are_refused():
+    model = nn.Sequential([nn.Dense(3), norm()])
+    variables = trained_linen(model, X)
+    apply, _, _ = jbn.tools.fold(model, variables, X, verbose=False)
+    with pytest.raises(ValueError, match=r"`variables` must be those .* statistics of layers_1"):
+        apply(variables, X)
+
+
 def test_boxed_parameters_come_out_of_their_boxes():
     init = nn.with_partitioning(nn.initializers.lecun_normal(), (None, "model"))
     model = nn.Sequential([nn.Dense(3, kernel_init=init), norm()])

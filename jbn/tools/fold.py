@@ -46,7 +46,7 @@ def fold(model: Any, /, *inputs: Any, verbose: bool = True, **kwargs: Any) -> An
 
     Returns:
         Linen: (apply, variables, report), `apply` being what `model.apply` was, for these variables
-        alone. NNX: (model, report), a copy in evaluation mode. Both are named tuples. The report has
+        alone: others are refused. NNX: (model, report), a copy in evaluation mode. Both are named tuples. The report has
         `folded`, the pairs of norm and layer, and `left`, a dict with the reasons.
 
     Raises:

@@ -78,6 +78,11 @@ def _without(model, dtypes, biased):
         if context.method_name != "__call__":
             return call(*args, **kwargs)
         if module.path in dtypes:
+            if module.has_variable("batch_stats", "mean"):
+                raise ValueError(
+                    f"`variables` must be those that jbn.tools.fold returned, got some with the "
+                    f"statistics of {'/'.join(module.path)}, which has been folded"
+                )
             x = args[0] if args else kwargs["x"]
             return x.astype(dtypes[module.path])
         y = call(*args, **kwargs)
