@@ -46,8 +46,8 @@ def fold(model: Any, /, *inputs: Any, verbose: bool = True, **kwargs: Any) -> An
 
     Returns:
         Linen: (apply, variables, report), `apply` being what `model.apply` was, for these variables
-        alone: others are refused. NNX: (model, report), a copy in evaluation mode. Both are named tuples. The report has
-        `folded`, the pairs of norm and layer, and `left`, a dict with the reasons.
+        alone: others are refused. NNX: (model, report), a copy in evaluation mode. Both are named
+        tuples. The report has `folded`, the pairs of norm and layer, and `left`, a dict with the reasons.
 
     Raises:
         TypeError: `model` is no Flax module, or Linen's variables are missing.
