@@ -24,7 +24,7 @@ def fold(model: Any, /, *inputs: Any, verbose: bool = True, **kwargs: Any) -> An
         bias   = (bias - mean) * gain + bias of the norm
 
     The model is traced, not run, to see what it does with the output of each layer. A norm is folded
-    where its input is what a Dense, DenseGeneral, Conv or ConvTranspose returned, (NNX: Linear,
+    where its input is what a Dense, DenseGeneral, Conv or ConvTranspose returned (NNX: Linear,
     LinearGeneral, Conv, ConvTranspose), nothing else takes that, both are called once, and the kernel
     is the model's own and used nowhere else. Norms are the layers of jbn and of Flax; those of jbn with
     a `norm` that is plain in inference: `jbn.plain`, `jbn.ghost`, `jbn.renorm`, `jbn.streaming` and
@@ -46,8 +46,8 @@ def fold(model: Any, /, *inputs: Any, verbose: bool = True, **kwargs: Any) -> An
 
     Returns:
         Linen: (apply, variables, report), `apply` being what `model.apply` was, for these variables
-        alone: others are refused. NNX: (model, report), a copy in evaluation mode. Both are named
-        tuples. The report has `folded`, the pairs of norm and layer, and `left`, a dict with the reasons.
+        alone: others are refused. NNX: (model, report), a copy in evaluation mode. Named tuples. The
+        report has `folded`, the pairs of norm and layer, and `left`, a dict with the reasons.
 
     Raises:
         TypeError: `model` is no Flax module, or Linen's variables are missing.
