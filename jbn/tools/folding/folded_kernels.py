@@ -109,8 +109,8 @@ def fold_into_next(
     CIRCULAR, REFLECT. Where it pads with zeros, the shift is missing there: pad its input by hand with
     `fold_padding`, which the norm makes zero, and convolve with VALID.
 
-    Where means are large against the deviations, as of raw data, the norm is exact and what it is folded
-    into is not: the mean is subtracted from sums, after they have been rounded.
+    Where means are large against the deviations, as of raw data, the norm is exact and the layer with
+    the norm in it is not: the mean is subtracted from sums, after they have been rounded.
 
     Args:
         kernel, bias, epsilon, layout: as in `fold_into_previous`.
