@@ -57,7 +57,7 @@ def shallow(monkeypatch):
 
 
 def test_every_program_is_run_by_a_test():
-    assert set(PROGRAMS) == {*RUNS, *SELF_CONTAINED, "multiprocess"}
+    assert set(PROGRAMS) == {*RUNS, *SELF_CONTAINED, "fold", "multiprocess"}
 
 
 # One of each kind is run by default: a study, and one of several devices.
@@ -92,6 +92,17 @@ class TestRuns:
         flags = ["--model", "nnx", "--width", "2", "--epochs", "1", "--seeds", "1"]
         runs = example("resnet").main([*flags, "--batch-size", "128", "--out", str(tmp_path)])
         assert len(runs) == 2 and (tmp_path / "resnet_nnx.png").is_file()
+
+    def test_fold(self, tmp_path, monkeypatch, capsys):
+        one_block = functools.partial(example("models.resnet").resnet18, stage_sizes=(1,))
+        monkeypatch.setattr(example("fold"), "resnet18", one_block)
+        flags = ["--width", "2", "--batch-size", "128", "--runs", "2", "--out", str(tmp_path)]
+        difference, low, median, high = example("fold").main(flags)
+        assert difference < 1e-5 and 0 < low <= median <= high
+        shown = capsys.readouterr().out
+        assert (
+            "folded 3 of 3 batch norms" in shown and f"{median:.2f} ({low:.2f} to {high:.2f})" in shown
+        )
 
     @pytest.mark.parametrize("name", SELF_CONTAINED)
     def test_self_contained(self, name, tmp_path, monkeypatch, capsys):

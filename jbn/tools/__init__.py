@@ -10,6 +10,10 @@ from jbn.tools.convert.keras import to_keras as to_keras
 from jbn.tools.convert.pytorch import from_torch as from_torch
 from jbn.tools.convert.pytorch import to_torch as to_torch
 from jbn.tools.convert_model import convert_model as convert_model
+from jbn.tools.fold import fold as fold
+from jbn.tools.folding.folded_kernels import fold_into_next as fold_into_next
+from jbn.tools.folding.folded_kernels import fold_into_previous as fold_into_previous
+from jbn.tools.folding.folded_kernels import fold_padding as fold_padding
 from jbn.tools.inspection.report import report as report
 from jbn.tools.interception import converted as converted
 from jbn.tools.optimizers import decay_mask as decay_mask

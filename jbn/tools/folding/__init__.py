@@ -1,0 +1,1 @@
+"""What `jbn.tools.fold` is made of: the arithmetic on kernels, the search for pairs, two frameworks."""

@@ -1,0 +1,126 @@
+"""Which batch norm of a model goes into which layer, and why another does not."""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from jax import lax
+
+from jbn import _checks
+from jbn._norm import plain
+from jbn.tools.folding.dataflow import Dataflow, Tag
+from jbn.tools.folding.foldable import LAYERS, NORMS, features, is_affine
+
+_ARITHMETIC = ("dot_general", "dot_general_cls", "conv_general_dilated", "conv_general_dilated_cls")
+
+
+class Pair(NamedTuple):
+    """A norm and the layer before it, by their paths, and the dtype of the norm's output."""
+
+    norm: str
+    layer: str
+    dtype: Any
+
+
+class Report(NamedTuple):
+    """What was folded, and why the rest was not; `print` shows it in lines.
+
+    Attributes:
+        folded: the norms that are gone, each with the layer that it is in now.
+        left: the reason why a norm is left, by its path.
+    """
+
+    folded: tuple[Pair, ...]
+    left: Mapping[str, str]
+
+    def __str__(self) -> str:
+        lines = [f"folded {len(self.folded)} of {len(self.folded) + len(self.left)} batch norms"]
+        lines += [f"  {pair.norm} into {pair.layer}" for pair in self.folded]
+        lines += [f"  {norm} is left: {reason}" for norm, reason in self.left.items()]
+        return "\n".join(lines)
+
+
+class _LeftError(Exception):
+    """Why a norm is left."""
+
+
+def find_pairs(flow: Dataflow, modules: Mapping[str, Any]) -> Report:
+    """The norms that can be folded into the layer before them, and why others cannot.
+
+    Args:
+        flow: of a program whose inputs are the model's variables and inputs, with tagged calls.
+        modules: the layers and norms of the model, by path.
+    """
+    pairs, left = [], {}
+    for path, module in modules.items():
+        if type(module) in NORMS:
+            try:
+                pairs.append(_pair(flow, modules, path))
+            except _LeftError as reason:
+                left[path] = str(reason)
+    return Report(tuple(pairs), left)
+
+
+def _pair(flow, modules, path):
+    norm = modules[path]
+    kind = getattr(norm, "norm", plain)
+    if not is_affine(kind):
+        raise _LeftError(f"{kind!r} is not the map of plain batch norm")
+    if flow.tags["training", path]:
+        raise _LeftError("it normalizes by the batch here; call the model as in inference")
+    x, y = _once(flow, path, "in"), _once(flow, path, "out")
+    for name in ("scale", "bias", "mean", "var"):
+        _own(flow, path, name)
+
+    source = flow.makers.get(x.operand)
+    if source is None:
+        raise _LeftError("no layer is before it, but the input of the model")
+    if not isinstance(source, Tag):
+        raise _LeftError(f"`{source}` is before it, not a layer")
+    layer = modules[source.path]
+    if type(layer) not in LAYERS:
+        raise _LeftError(f"{source.path} is before it, not a layer")
+    _once(flow, source.path, "out")
+    if len(flow.uses[source.result]) > 1:
+        raise _LeftError(f"the output of {source.path} is used elsewhere too")
+    for name in ("kernel", "bias"):
+        value = _own(flow, source.path, name)
+        if value is not None and len(flow.uses[value]) > 2:  # by its tag and by the layer
+            raise _LeftError(f"the {name} of {source.path} is used elsewhere too")
+    _check_axis(norm, layer, x.aval.ndim)
+    _check_linear(source.path, layer)
+    return Pair(path, source.path, y.aval.dtype)
+
+
+def _once(flow, path, role):
+    """The one tag of a module that is called once."""
+    tags = flow.tags[role, path]
+    if not tags:
+        raise _LeftError(f"{path} is called in a loop, a branch or a transformation, or not at all")
+    if len(tags) > 1:
+        raise _LeftError(f"{path} is called {len(tags)} times")
+    return tags[0]
+
+
+def _own(flow, path, name):
+    """The value of a variable, which must be the model's as it is; None where there is none."""
+    tags = flow.tags[name, path]
+    if not tags:
+        return None
+    if tags[0].operand not in flow.inputs:
+        raise _LeftError(f"the {name} of {path} is made of others before it is used")
+    return tags[0].operand
+
+
+def _check_axis(norm, layer, ndim):
+    axes = _checks.feature_axes(norm.axis, ndim)
+    if axes != tuple(range(ndim - len(axes), ndim)) or len(axes) > len(features(layer)):
+        raise _LeftError(f"its axis, {norm.axis}, is not that of the layer's features")
+
+
+def _check_linear(path, layer):
+    """What takes the place of the product or of the convolution need not be linear in the kernel."""
+    for name in _ARITHMETIC:
+        if getattr(layer, name, None) not in (None, lax.dot_general, lax.conv_general_dilated):
+            raise _LeftError(f"{path} has a `{name}` of its own")
+    if getattr(layer, "batch_dims", ()) or getattr(layer, "batch_axis", ()):
+        raise _LeftError(f"{path} has batch dimensions")
