@@ -72,7 +72,7 @@ def with_norms(model: nnx.Module, change: Change) -> tuple[nnx.Module, dict[Any,
 
 
 def _ours(layer):
-    names = inspect.signature(jbn_nnx.BatchNorm).parameters
+    names = inspect.signature(jbn_nnx.BatchNorm.__init__).parameters
     given = {name: getattr(layer, name) for name in names if hasattr(layer, name)}
     ours = jbn_nnx.BatchNorm(**given, rngs=nnx.Rngs(0))
     for name in ("scale", "bias", "mean", "var"):

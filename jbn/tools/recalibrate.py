@@ -92,16 +92,18 @@ def recalibrate(
     References:
         Wu and Johnson (2021), "Rethinking 'Batch' in BatchNorm", arXiv:2105.07576.
     """
-    of_model = _of_nnx if isinstance(model, nnx.Module) else _of_linen
-    expected = ("batches",) if of_model is _of_nnx else ("variables", "batches")
-    if len(variables_and_batches) != len(expected):
+    of_model, expected = _of_linen, 2
+    if isinstance(model, nnx.Module):
+        of_model, expected = _of_nnx, 1
+    if len(variables_and_batches) != expected:
         raise TypeError(
-            f"{type(model).__name__} is recalibrated with (model, {', '.join(expected)}), got "
-            f"{len(variables_and_batches)} arguments besides the model"
+            f"a Linen module is recalibrated with `variables` and `batches`, an NNX module with "
+            f"`batches`, got {len(variables_and_batches)} arguments besides {type(model).__name__}"
         )
-    batches = variables_and_batches[-1]
+    *variables, batches = variables_and_batches
     check_batches("batches", batches, "`layer_by_layer`" if layer_by_layer else None)
-    result, left = of_model(model, *variables_and_batches, call, layer_by_layer, progress)
+    population = functools.partial(_population, batches, layer_by_layer, progress)
+    result, left = of_model(model, *variables, call, not layer_by_layer, population)
     if left:
         names = ", ".join("/".join(map(str, path)) or "the model itself" for path in left)
         warnings.warn(f"no finite value reached {names}: the statistics stay as they are", stacklevel=2)
@@ -116,14 +118,11 @@ def _measuring(by_batch: bool) -> Callable[[Norm], Norm]:
     return functools.partial(innermost, change=change)
 
 
-def _of_linen(model, variables, batches, call, layer_by_layer, progress):
+def _of_linen(model, variables, call, by_batch, population):
     stats: Stats = flatten_dict(core.unfreeze(variables.get("batch_stats", {})))
     others = {name: v for name, v in variables.items() if name != "batch_stats"}
-
-    def step(stats, batch):
-        return _linen_step(model, call, not layer_by_layer, others, stats, batch)
-
-    new, left = _population(step, stats, _layers(stats), batches, layer_by_layer, progress)
+    step = functools.partial(_linen_step, model, call, by_batch, others)
+    new, left = population(step, stats, _layers(stats))
     return core.copy(variables, {"batch_stats": unflatten_dict(stats | new)}), left
 
 
@@ -135,8 +134,8 @@ def _linen_step(model, call, by_batch, variables, stats, batch):
     return flatten_dict(core.unfreeze(updated["batch_stats"]))
 
 
-def _of_nnx(model, batches, call, layer_by_layer, progress):
-    copy, layers = with_norms(model, _measuring(not layer_by_layer))
+def _of_nnx(model, call, by_batch, population):
+    copy, layers = with_norms(model, _measuring(by_batch))
     copy.eval()
     for layer in layers.values():
         totals = nothing_yet({name: getattr(layer, name)[...] for name in NEW})
@@ -146,11 +145,8 @@ def _of_nnx(model, batches, call, layer_by_layer, progress):
         layer.use_running_average = False
     structure, state, others = nnx.split(copy, nnx.BatchStat, ...)
     stats: Stats = flatten_dict(nnx.to_pure_dict(state))
-
-    def step(stats, batch):
-        return _nnx_step(structure, call, (state, others), stats, batch)
-
-    new, left = _population(step, stats, list(layers), batches, layer_by_layer, progress)
+    step = functools.partial(_nnx_step, structure, call, (state, others))
+    new, left = population(step, stats, list(layers))
     state = nnx.state(model, nnx.BatchStat)
     nnx.replace_by_pure_dict(state, unflatten_dict(new))
     nnx.update(model, state)
@@ -171,7 +167,7 @@ def _layers(stats: Stats) -> list[tuple[Any, ...]]:
     return [path[:-1] for path in stats if path[-1] == "mean" and (*path[:-1], "var") in stats]
 
 
-def _population(step, stats, layers, batches, layer_by_layer, progress):
+def _population(batches, layer_by_layer, progress, step, stats, layers):
     """The new mean and variance of layers, and the layers that nothing reached."""
     if not layers:
         raise ValueError("`model` must have batch norm layers with running statistics, got none")
