@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from flax import core, nnx
 from flax import linen as nn
 from flax.traverse_util import flatten_dict, unflatten_dict
+from jax.core import Tracer
 
 from jbn._norm import Norm
 from jbn._typing import Array
@@ -92,10 +93,8 @@ def recalibrate(
     References:
         Wu and Johnson (2021), "Rethinking 'Batch' in BatchNorm", arXiv:2105.07576.
     """
-    of_model, expected = _of_linen, 2
-    if isinstance(model, nnx.Module):
-        of_model, expected = _of_nnx, 1
-    if len(variables_and_batches) != expected:
+    in_nnx = isinstance(model, nnx.Module)
+    if len(variables_and_batches) != (1 if in_nnx else 2):
         raise TypeError(
             f"a Linen module is recalibrated with `variables` and `batches`, an NNX module with "
             f"`batches`, got {len(variables_and_batches)} arguments besides {type(model).__name__}"
@@ -103,7 +102,10 @@ def recalibrate(
     *variables, batches = variables_and_batches
     check_batches("batches", batches, "`layer_by_layer`" if layer_by_layer else None)
     population = functools.partial(_population, batches, layer_by_layer, progress)
-    result, left = of_model(model, *variables, call, not layer_by_layer, population)
+    if in_nnx:
+        result, left = _of_nnx(model, call, not layer_by_layer, population)
+    else:
+        result, left = _of_linen(model, variables[0], call, not layer_by_layer, population)
     if left:
         names = ", ".join("/".join(map(str, path)) or "the model itself" for path in left)
         warnings.warn(f"no finite value reached {names}: the statistics stay as they are", stacklevel=2)
@@ -119,7 +121,7 @@ def _measuring(by_batch: bool) -> Callable[[Norm], Norm]:
 
 
 def _of_linen(model, variables, call, by_batch, population):
-    stats: Stats = flatten_dict(core.unfreeze(variables.get("batch_stats", {})))
+    stats: Any = flatten_dict(core.unfreeze(variables.get("batch_stats", {})))
     others = {name: v for name, v in variables.items() if name != "batch_stats"}
     step = functools.partial(_linen_step, model, call, by_batch, others)
     new, left = population(step, stats, _layers(stats))
@@ -144,7 +146,7 @@ def _of_nnx(model, call, by_batch, population):
         layer._batch_stats += tuple(totals)
         layer.use_running_average = False
     structure, state, others = nnx.split(copy, nnx.BatchStat, ...)
-    stats: Stats = flatten_dict(nnx.to_pure_dict(state))
+    stats: Any = flatten_dict(nnx.to_pure_dict(state))
     step = functools.partial(_nnx_step, structure, call, (state, others))
     new, left = population(step, stats, list(layers))
     state = nnx.state(model, nnx.BatchStat)
@@ -194,9 +196,9 @@ def _population(batches, layer_by_layer, progress, step, stats, layers):
         if before and all(_same(before[path], value) for path, value in new.items()):
             break
     counts = {path: totals[*path, TOTAL[2]] for path in layers}
-    return new, [p for p, n in counts.items() if not isinstance(n, jax.core.Tracer) and not n.any()]
+    return new, [p for p, n in counts.items() if not isinstance(n, Tracer) and not n.any()]
 
 
 def _same(a: Array, b: Array) -> bool:
-    traced = any(isinstance(v, jax.core.Tracer) for v in (a, b))
+    traced = any(isinstance(v, Tracer) for v in (a, b))
     return not traced and bool(jnp.array_equal(a, b, equal_nan=True))
