@@ -1,6 +1,7 @@
 """A norm that collects the moments of all that reaches it, batch after batch."""
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,11 +11,11 @@ from jbn._moments import moments
 from jbn._norm import Norm
 from jbn._running import update_running
 from jbn._statistics import Moments
-from jbn._typing import Array, BatchStats
+from jbn._typing import Array, BatchStats, RunningVariance
 from jbn.ops.local_moments import finite
 from jbn.variants.mixture import pooled
 
-# Of all values so far, beside the layer's own statistics; what these would be by them comes last.
+# The moments of all values so far, as in `Moments`; and what the layer's statistics are to be by them.
 TOTAL = ("total_mean", "total_var", "total_count", "total_remainder")
 NEW = {"mean": "new_mean", "var": "new_var"}
 
@@ -60,7 +61,7 @@ class Measured(Norm):
         mask=None,
         axis_name=None,
         axis_index_groups=None,
-        running_variance="biased",
+        running_variance: RunningVariance = "biased",
         **options,
     ):
         """y and the updated totals: see `jbn.batch_norm`."""
@@ -72,12 +73,12 @@ class Measured(Norm):
         used = {"mean": m.mean, "var": m.var} if self.by_batch else {}
         y, _ = self.norm.apply(x, params, own | used, train=False, axis=axis, mask=mask, **options)
 
-        total = _with(Moments(*(jnp.asarray(batch_stats[name]) for name in TOTAL)), m)
+        total: Any = _with(Moments(*(jnp.asarray(batch_stats[name]) for name in TOTAL)), m)
         # An old value that is not finite is no reason for the new one not to be.
         old = {n: jnp.where(total.count > 0, finite(own[n]), own[n]) for n in NEW}
         new = update_running(old, total, momentum=0.0, running_variance=running_variance)
-        values = (total.mean, total.var, total.count, total.remainder, *(new[name] for name in NEW))
-        return y, own | dict(zip((*TOTAL, *NEW.values()), values, strict=True))
+        totals = dict(zip(TOTAL, vars(total).values(), strict=True))
+        return y, own | totals | {NEW[name]: v for name, v in new.items()}
 
 
 def _is_bound(axis_name):
