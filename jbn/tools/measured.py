@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jbn import _collectives, _dtypes
+from jbn import _checks, _collectives, _dtypes
 from jbn._moments import moments
 from jbn._norm import Norm
 from jbn._running import update_running
@@ -83,10 +83,10 @@ class Measured(Norm):
 
 def _is_bound(axis_name):
     try:
-        _collectives.require_axis(axis_name, None)
+        _collectives.require_axis(_checks.axis_names(axis_name), None)
     except NameError:
         return False
-    return axis_name is not None
+    return True
 
 
 def _with(total, m):
