@@ -63,7 +63,7 @@ def test_every_program_is_run_by_a_test():
 
 
 # Their programs take a compiler longer than the others'.
-SLOW = ("crossq", "recurrent")
+SLOW = ("crossq", "recalibrate", "recurrent", "tune_inference")
 
 
 @pytest.mark.usefixtures("standard_promotion", "few_digits", "shallow")
