@@ -2,8 +2,10 @@
 
 import numpy as np
 import pytest
+from flax import nnx
 
-from jbn.tools.batches import check_batches, shown
+import jbn
+from jbn.tools.batches import check_batches, shown, variables_and_batches
 
 
 class Loader:
@@ -33,3 +35,12 @@ def test_what_holds_no_batches(batches):
 def test_a_bar(capsys):
     assert list(shown(Loader(), False, "some")) == list(shown(Loader(), True, "some")) == [1, 2, 3]
     assert "some: 3it" in capsys.readouterr().err
+
+
+def test_variables_are_linens():
+    linen, layer = jbn.linen.BatchNorm(), jbn.nnx.BatchNorm(3, rngs=nnx.Rngs(0))
+    assert variables_and_batches(linen, ({}, [1])) == ([{}], [1])
+    assert variables_and_batches(layer, ([1],)) == ([], [1])
+    for model, given in ((linen, ([1],)), (layer, ({}, [1]))):
+        with pytest.raises(TypeError, match=f"got {len(given)} arguments besides BatchNorm"):
+            variables_and_batches(model, given)

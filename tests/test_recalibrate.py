@@ -229,7 +229,7 @@ class Blocks(nn.Module):
         return twice(x) + twice(-x)
 
 
-@pytest.mark.parametrize("layer_by_layer", [False, True])
+@pytest.mark.parametrize("layer_by_layer", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_lifted_transformations_and_shared_layers(layer_by_layer):
     variables = Blocks().init(jax.random.key(0), BATCHES[0])
     options = {"layer_by_layer": layer_by_layer}
@@ -325,10 +325,6 @@ class TestData:
         with pytest.raises(ValueError, match="`model` must have batch norm layers"):
             jbn.tools.recalibrate(model, variables, BATCHES)
 
-    def test_variables_are_linens(self):
-        with pytest.raises(TypeError, match="got 2 arguments besides NNXNetwork"):
-            jbn.tools.recalibrate(NNXNetwork(), {}, BATCHES)
-
     def test_frozen_dicts_stay_frozen(self):
         model, variables = started()
         new = jbn.tools.recalibrate(model, FrozenDict(variables), BATCHES, call=inference)
@@ -369,8 +365,9 @@ class TestDevices:
         whole = np.float64(self.X).reshape(-1, 3)
         return whole.mean(0), whole.var(0)
 
-    @pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit], ids=str)
-    @pytest.mark.parametrize("axis_name", [None, "i"])
+    @pytest.mark.parametrize(
+        ("kind", "axis_name"), [(AxisType.Auto, "i"), (AxisType.Explicit, None)], ids=str
+    )
     def test_sharded_batches(self, kind, axis_name):
         mesh = jax.make_mesh((8,), ("i",), axis_types=(kind,))
         with jax.set_mesh(mesh):
@@ -380,7 +377,7 @@ class TestDevices:
         close(stats["first"]["var"], self.expected()[1])
         assert stats["second"]["var"].sharding.is_fully_replicated
 
-    @pytest.mark.parametrize("layer_by_layer", [False, True])
+    @pytest.mark.parametrize("layer_by_layer", [False, pytest.param(True, marks=pytest.mark.slow)])
     def test_within_shard_map(self, layer_by_layer):
         mesh = jax.make_mesh((8,), ("i",), axis_types=(AxisType.Auto,))
         model, variables = started(Network(axis_name="i"))

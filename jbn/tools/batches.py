@@ -3,7 +3,19 @@
 from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar
 
+from flax import nnx
+
 T = TypeVar("T")
+
+
+def variables_and_batches(model: Any, given: tuple[Any, ...]) -> tuple[list[Any], Any]:
+    """The arguments behind the model: of Linen its variables and the batches, of NNX the batches."""
+    if len(given) != (1 if isinstance(model, nnx.Module) else 2):
+        raise TypeError(
+            f"a Linen module takes `variables` and `batches` besides, an NNX module `batches`, got "
+            f"{len(given)} arguments besides {type(model).__name__}"
+        )
+    return list(given[:-1]), given[-1]
 
 
 def check_batches(name: str, batches: Any, several: str | None = None) -> None:

@@ -14,7 +14,7 @@ from jax.core import Tracer
 
 from jbn._norm import Norm
 from jbn._typing import Array
-from jbn.tools.batches import check_batches, shown
+from jbn.tools.batches import check_batches, shown, variables_and_batches
 from jbn.tools.measured import NEW, TOTAL, Measured, nothing_yet
 from jbn.tools.norm_layers import innermost, interceptor, with_norms
 from jbn.variants.weighted_inference import WeightedInference
@@ -32,7 +32,7 @@ def call_with_batch(model: Any, batch: Any) -> Any:
 def recalibrate(
     model: Any,
     /,
-    *variables_and_batches: Any,
+    *given: Any,
     call: Call = call_with_batch,
     layer_by_layer: bool = False,
     progress: bool = False,
@@ -64,8 +64,8 @@ def recalibrate(
     again for the same `call` and `model`, or an NNX model of the same structure.
 
     Args:
-        model, variables: a Linen module, and its variables. An NNX module comes alone, and its
-            statistics are updated in place: `recalibrate(model, batches)`.
+        model, variables: a Linen module, hashable, and its variables. An NNX module comes alone, and
+            its statistics are updated in place: `recalibrate(model, batches)`.
         batches: what `call` takes, batch after batch; sizes may differ. For `layer_by_layer` something
             that can be iterated again, and is the same each time: a list, a loader, no generator.
         call: `call(model, batch)` calls the model, in inference: `lambda model, batch:
@@ -93,16 +93,10 @@ def recalibrate(
     References:
         Wu and Johnson (2021), "Rethinking 'Batch' in BatchNorm", arXiv:2105.07576.
     """
-    in_nnx = isinstance(model, nnx.Module)
-    if len(variables_and_batches) != (1 if in_nnx else 2):
-        raise TypeError(
-            f"a Linen module is recalibrated with `variables` and `batches`, an NNX module with "
-            f"`batches`, got {len(variables_and_batches)} arguments besides {type(model).__name__}"
-        )
-    *variables, batches = variables_and_batches
+    variables, batches = variables_and_batches(model, given)
     check_batches("batches", batches, "`layer_by_layer`" if layer_by_layer else None)
     population = functools.partial(_population, batches, layer_by_layer, progress)
-    if in_nnx:
+    if isinstance(model, nnx.Module):
         result, left = _of_nnx(model, call, not layer_by_layer, population)
     else:
         result, left = _of_linen(model, variables[0], call, not layer_by_layer, population)

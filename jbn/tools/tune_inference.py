@@ -13,7 +13,7 @@ from flax import linen as nn
 from flax import nnx
 
 from jbn._norm import Norm
-from jbn.tools.batches import check_batches, shown
+from jbn.tools.batches import check_batches, shown, variables_and_batches
 from jbn.tools.norm_layers import innermost, interceptor, with_norms
 from jbn.tools.recalibrate import recalibrate
 from jbn.variants.weighted_inference import WeightedInference, weighted_inference
@@ -64,7 +64,7 @@ class InferenceChoice:
 def tune_inference(
     model: Any,
     /,
-    *variables_and_batches: Any,
+    *given: Any,
     loss: Loss,
     alphas: Sequence[float] = (0.02, 0.05, 0.1, 0.2),
     calibration: Iterable[Any] | None = None,
@@ -118,7 +118,7 @@ def tune_inference(
         gained 26.5 of 27.5
         >>> y = choice.apply(batches[0])
     """
-    *variables, batches = variables_and_batches
+    variables, batches = variables_and_batches(model, given)
     check_batches("batches", batches, "jbn.tools.tune_inference")
     models = {"running": (model, *variables)}
     if calibration is not None:
@@ -127,7 +127,7 @@ def tune_inference(
         models["recalibrated"] = (again,) if new is None else (model, new)
     candidates: list[Candidate] = list(itertools.product(models, (None, *alphas)))
     losses = {
-        (statistics, alpha): _mean_loss(*models[statistics], batches, loss=loss, alpha=alpha)
+        (statistics, alpha): _mean_loss(batches, *models[statistics], loss=loss, alpha=alpha)
         for statistics, alpha in shown(candidates, progress, "candidates")
     }
     best = min(candidates, key=lambda c: math.inf if math.isnan(losses[c]) else losses[c])
@@ -148,8 +148,7 @@ def _weighted(alpha: float | None) -> Callable[[Norm], Norm]:
     return functools.partial(innermost, change=change)
 
 
-def _mean_loss(model, *variables_and_batches, loss, alpha):
-    *variables, batches = variables_and_batches
+def _mean_loss(batches, model, *variables, loss, alpha):
     if isinstance(model, nnx.Module):
         step = functools.partial(_nnx_loss, *nnx.split(_evaluated(model, alpha)), loss)
     else:
