@@ -35,6 +35,7 @@ import jax
 import numpy as np
 import optax
 from matplotlib.figure import Figure
+from matplotlib.ticker import PercentFormatter
 from tqdm import tqdm
 
 import jbn
@@ -100,6 +101,7 @@ def draw(accuracies: Accuracies) -> Figure:
         pictures.points(axes, x, values, report.label(key), linestyle="")
     axes.set_xticks(range(len(COLUMNS)), COLUMNS)
     pictures.accuracy_axis(axes)
+    axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=1))
     figure.legend(loc="outside lower center", ncols=2)
     return figure
 

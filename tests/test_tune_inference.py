@@ -13,7 +13,9 @@ from gallery import quick_compilation  # noqa: F401
 pytestmark = pytest.mark.usefixtures("standard_promotion")
 RNG = np.random.default_rng(0)
 # Examples with a mean of their own each.
-DATA = [np.float32(5 + RNG.standard_normal((n, 1, 2)) + RNG.standard_normal((n, 6, 2))) for n in (8, 4)]
+DATA = [
+    np.float32(5 + RNG.standard_normal((8, 1, 2)) + RNG.standard_normal((8, 6, 2))) for _ in range(2)
+]
 WHOLE = np.concatenate(DATA).reshape(-1, 2)
 
 
