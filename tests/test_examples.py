@@ -30,6 +30,8 @@ RUNS = {
     "multi_task": (128, {"HIDDEN": 8, "WAYS": ("per task",)}, {}),
     "rnn": (128, {"HIDDEN": 4, "LAYERS": 1, "NORMS": ("batch norm",)}, {}),
     "resnet": (128, {"SIZE": 16}, {}),
+    "recalibrate": (128, {"MOMENTA": (0.9,)}, {"OPTIMIZERS": ("schedule-free",)}),
+    "tune_inference": (128, {"ALPHAS": (0.1,)}, {}),
     "sync_batch_norm": (64, {"DEVICES": 2}, {}),
 }
 

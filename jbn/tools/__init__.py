@@ -19,3 +19,6 @@ from jbn.tools.interception import converted as converted
 from jbn.tools.optimizers import decay_mask as decay_mask
 from jbn.tools.optimizers import freeze as freeze
 from jbn.tools.percentiles import activation_percentiles as activation_percentiles
+from jbn.tools.recalibrate import recalibrate as recalibrate
+from jbn.tools.tune_inference import InferenceChoice as InferenceChoice
+from jbn.tools.tune_inference import tune_inference as tune_inference
