@@ -1,4 +1,4 @@
-"""What the tests of the examples share: their modules, few digits, and quick compilation."""
+"""What the tests of the examples share: their modules, and few digits."""
 
 import importlib
 import sys
@@ -13,17 +13,6 @@ PROGRAMS = sorted(path.stem for path in (ROOT / "examples").glob("*.py"))
 
 sys.path.insert(0, str(ROOT / "examples"))
 example = importlib.import_module
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick_compilation():
-    """Takes half the time, and the programs of these tests run for milliseconds however compiled.
-
-    For every test of a module that imports it.
-    """
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.fixture

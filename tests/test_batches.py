@@ -15,7 +15,7 @@ class Loader:
         return iter([1, 2, 3])
 
 
-@pytest.mark.parametrize("batches", [[1, 2], (1,), Loader(), range(3)], ids=repr)
+@pytest.mark.parametrize("batches", [[1, 2], (1,), Loader(), range(3)], ids=lambda v: type(v).__name__)
 def test_what_can_be_iterated_again(batches):
     check_batches("batches", batches, "This")
 

@@ -11,7 +11,6 @@ import pytest
 from flax import nnx
 
 import jbn
-from gallery import quick_compilation  # noqa: F401
 from jbn.tools import convert_model
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")

@@ -10,7 +10,6 @@ pytest.importorskip("matplotlib")
 
 from benchmarks import devices
 from benchmarks.devices import equality, ways
-from gallery import quick_compilation  # noqa: F401
 
 pytestmark = pytest.mark.several_devices
 # One of each kind; the benchmark itself goes through all.
@@ -33,6 +32,7 @@ def test_flax_is_not_under_a_mask():
     assert none <= 1e-6 and uneven > 1e-3 and math.isnan(empty)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("standard_promotion")
 def test_what_is_not_supported_is_named_and_written(tmp_path, capsys):
     results = devices.main(["--only", "groups, vmap", "--out", str(tmp_path)])

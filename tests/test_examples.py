@@ -10,7 +10,7 @@ import jax
 import numpy as np
 import pytest
 
-from gallery import PROGRAMS, ROOT, example, few_digits, quick_compilation  # noqa: F401
+from gallery import PROGRAMS, ROOT, example, few_digits  # noqa: F401
 
 SELF_CONTAINED = ("digits_cnn", "digits_functional", "digits_nnx")
 # What makes a run small: the images of a batch, the constants, and of those with names, which remain.
@@ -62,8 +62,8 @@ def test_every_program_is_run_by_a_test():
     assert set(PROGRAMS) == {*RUNS, *SELF_CONTAINED, "fold", "multiprocess"}
 
 
-# One of each kind is run by default: a study, and one of several devices.
-QUICK = ("raw_pixels", "sync_batch_norm")
+# A minute of compilation is left for `pytest -m slow`.
+QUICK = ("raw_pixels",)
 
 
 @pytest.mark.usefixtures("standard_promotion", "few_digits", "shallow")

@@ -10,7 +10,7 @@ from flax import linen as nn
 from flax import nnx
 
 import jbn
-from gallery import example, quick_compilation  # noqa: F401
+from gallery import example
 from trained import agree, trained_linen, trained_nnx
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")

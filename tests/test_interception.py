@@ -9,7 +9,6 @@ import pytest
 from flax import linen as nn
 
 import jbn
-from gallery import quick_compilation  # noqa: F401
 from jbn.tools import converted
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")

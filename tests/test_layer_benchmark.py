@@ -13,7 +13,6 @@ pytest.importorskip("matplotlib")
 from benchmarks import exactness, layer
 from benchmarks.layer import bandwidth, figures
 from benchmarks.shared import case, layer_times, steps, timing
-from gallery import quick_compilation  # noqa: F401
 
 # Importing and running the peers, where they are installed, is not to fail on their warnings.
 pytestmark = [pytest.mark.filterwarnings("default"), pytest.mark.usefixtures("standard_promotion")]

@@ -74,8 +74,13 @@ PARITY = {
 }
 
 
-@pytest.mark.parametrize("evaluate", [False, True], ids=["train", "eval"])
-@pytest.mark.parametrize("name", PARITY)
+EVALUATED = ("default", "dtype", "axis", "no_params", "half", "complex")
+
+
+@pytest.mark.parametrize(
+    ("name", "evaluate"),
+    [*((name, False) for name in PARITY), *((name, True) for name in EVALUATED)],
+)
 def test_parity_with_flax(name, evaluate):
     config, given = PARITY[name]
     x = data(dtype=given.get("dtype", jnp.float32))

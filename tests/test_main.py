@@ -52,6 +52,7 @@ def test_a_failure_of_the_program_has_no_traceback(tmp_path):
     assert len(line) < 300 + len(str(tmp_path))
 
 
+@pytest.mark.slow
 def test_help_imports_no_more_than_jbn_does():
     lines = python("-X", "importtime", "-m", "jbn", "report", "--help")
     assert "--data-stats" in lines.stdout and "(default: 0.001)" in lines.stdout

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import jbn
-from gallery import close, example, quick_compilation  # noqa: F401
+from gallery import close, example
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
 KEY = jax.eval_shape(lambda: jax.random.key(0))

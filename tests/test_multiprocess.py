@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from tqdm import tqdm
 
-from gallery import ROOT, close, example, quick_compilation  # noqa: F401
+from gallery import ROOT, close, example
 
 LIMIT = 120
 # At a larger rate it might show that a rounding error took one activation across the zero of its ReLU.

@@ -12,7 +12,6 @@ pytest.importorskip("matplotlib")
 import jbn
 from benchmarks import compile_time, memory, train_step
 from benchmarks.shared import networks, timing
-from gallery import quick_compilation  # noqa: F401
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
 
@@ -44,6 +43,7 @@ def test_a_step_with_a_wrong_norm_is_refused():
         train_step.prepare(small, *networks.data((4, 4, 4, 1), 0), 0)
 
 
+@pytest.mark.slow
 def test_a_gradient_with_a_wrong_norm_is_refused():
     flax, wrong = (
         memory.Case(networks.Stack(networks.NORMS[norm], activation, (4,)))
@@ -53,6 +53,7 @@ def test_a_gradient_with_a_wrong_norm_is_refused():
         memory.measure("stack", {"flax": flax, "wrong": wrong}, (4, 4, 4, 1), 1, 0)
 
 
+@pytest.mark.slow
 def test_train_step(tmp_path, monkeypatch):
     monkeypatch.setattr(timing, "BLOCK", 1e-4)
     flags = "--network small_cnn --batch 4 --rounds 2 --runs 1"
@@ -109,6 +110,7 @@ def test_what_is_kept_is_counted_once(function, size):
     assert memory.residual_bytes(function, x, y) == size
 
 
+@pytest.mark.slow
 def test_one_layer_keeps_x_and_vectors():
     for dtype in ("float32", "bfloat16"):
         kept = memory.one_layer((4, 8, 8, 2), dtype)

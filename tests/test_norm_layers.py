@@ -10,7 +10,6 @@ from flax import linen as nn
 from flax import nnx
 
 import jbn
-from gallery import quick_compilation  # noqa: F401
 from jbn.tools.norm_layers import innermost, interceptor, with_norms
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")

@@ -12,12 +12,12 @@ pytest.importorskip("matplotlib")
 
 from benchmarks import numerics
 from benchmarks.shared import reference
-from gallery import quick_compilation  # noqa: F401
 
 # Importing and running the peers, where they are installed, is not to fail on their warnings.
 pytestmark = [pytest.mark.filterwarnings("default"), pytest.mark.usefixtures("standard_promotion")]
 
 
+@pytest.mark.slow
 def test_jbn_is_exact_and_flax_is_not(tmp_path, monkeypatch, capsys):
     some = {name: numerics.INPUTS[name] for name in ("N(1e4, 1)", "constant 1.234567e7")}
     monkeypatch.setattr(numerics, "INPUTS", some)

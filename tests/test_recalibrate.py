@@ -13,7 +13,6 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import jbn
-from gallery import quick_compilation  # noqa: F401
 from tolerance import tolerance
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")

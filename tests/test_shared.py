@@ -9,7 +9,7 @@ import optax
 import pytest
 from matplotlib.figure import Figure
 
-from gallery import close, example, quick_compilation  # noqa: F401
+from gallery import close, example
 
 
 def idx(array):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType
 
-from gallery import close, example, quick_compilation  # noqa: F401
+from gallery import close, example
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
 
@@ -117,6 +117,7 @@ class TestTwoDomains:
             # Every image once an epoch, as it is or shifted.
             assert (np.sort(orders.reshape(6, -1) % 2000) == np.arange(2000)).all()
 
+    @pytest.mark.slow
     def test_an_index_per_example_is_an_index_per_batch_in_a_batch_of_one_domain(self):
         study, mlp = example("two_domains"), example("models.mlp")
         ways = [study.WAYS[f"domains, an index per {what}"] for what in ("example", "batch")]
@@ -130,6 +131,7 @@ class TestTwoDomains:
 
 
 class TestRecurrent:
+    @pytest.mark.slow
     def test_padding_does_not_matter(self, monkeypatch):
         study = example("recurrent")
         monkeypatch.setattr(study, "HIDDEN", 4)
@@ -142,6 +144,7 @@ class TestRecurrent:
             apply = functools.partial(model.apply, variables, train=True, mutable=["batch_stats"])
             close(apply(longer), apply(images))
 
+    @pytest.mark.slow
     def test_each_step_has_statistics_of_its_own(self, monkeypatch):
         study = example("recurrent")
         monkeypatch.setattr(study, "HIDDEN", 4)
@@ -191,6 +194,7 @@ class TestCrossQ:
 
 
 class TestFineTune:
+    @pytest.mark.slow
     def test_what_a_step_moves(self):
         study, training = example("fine_tune"), example("shared.training")
         digits = example("shared.data").load()

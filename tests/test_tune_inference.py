@@ -8,7 +8,6 @@ from flax import linen as nn
 from flax import nnx
 
 import jbn
-from gallery import quick_compilation  # noqa: F401
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
 RNG = np.random.default_rng(0)

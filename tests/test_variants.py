@@ -145,7 +145,15 @@ def test_gradients(variant):
         check_derivative(variant, arguments, gradients, lambda y, dy=dy: y * np.asarray(dy))
 
 
-@by_variant
+# The others are made of the same parts.
+OF_THEIR_OWN = {"ghost", "conditional", "domains of each example"}
+
+
+@pytest.mark.parametrize(
+    "variant",
+    [pytest.param(v, marks=[] if v.name in OF_THEIR_OWN else pytest.mark.slow) for v in VARIANTS],
+    ids=lambda v: v.name,
+)
 def test_second_derivatives(variant):
     arguments = Arguments.of(variant)
     weight, along = arguments.cotangent(), arguments.direction(3)

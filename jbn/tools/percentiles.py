@@ -40,7 +40,7 @@ def activation_percentiles(
     Example:
         >>> import jax.numpy as jnp, jbn
         >>> x = jnp.arange(101.0)[:, None] * jnp.array([[1.0, 2.0]])
-        >>> print(jbn.tools.activation_percentiles(x))
+        >>> print(jbn.tools.activation_percentiles(x).round())
         [[ 15.  30.]
          [ 50. 100.]
          [ 85. 170.]]
