@@ -1,14 +1,13 @@
 """`flax.nnx.BatchNorm` layers of a model that is there already become `jbn.nnx.BatchNorm`."""
 
-import inspect
 import warnings
 from typing import TypeVar
 
-import jax.numpy as jnp
 from flax import nnx
 
 from jbn._norm import Norm, as_norm, plain
 from jbn.nnx import BatchNorm
+from jbn.tools.norm_layers import nnx_layer
 
 Model = TypeVar("Model", bound=nnx.Module)
 
@@ -61,7 +60,7 @@ def convert_model(model: Model, norm: Norm = plain) -> Model:
         raise ValueError(
             f"`model` must hold a flax.nnx.BatchNorm, got none{left and ' but subclasses: '}{left}"
         )
-    replacements = {path: _replacement(path, layer, norm) for path, layer in layers.items()}
+    replacements = {path: nnx_layer(path, layer, norm) for path, layer in layers.items()}
     for path, layer in layers.items():
         # Not a new object: every reference to the layer would have to be found.
         object.__setattr__(layer, "__class__", BatchNorm)
@@ -69,28 +68,3 @@ def convert_model(model: Model, norm: Norm = plain) -> Model:
     if left:
         warnings.warn(f"subclasses of flax.nnx.BatchNorm are left as they are: {left}", stacklevel=2)
     return model
-
-
-def _replacement(path, layer, norm):
-    """A layer of jbn with the arguments and the Variables of one of Flax."""
-    arguments = {
-        name: getattr(layer, name)
-        for name in inspect.signature(nnx.BatchNorm.__init__).parameters
-        if hasattr(layer, name)
-    }
-    new = BatchNorm(**arguments, norm=norm, rngs=nnx.Rngs(0))
-    of_one_layer = (layer.num_features,)
-    for name in ("scale", "bias", "mean", "var"):
-        variable, fresh = getattr(layer, name), getattr(new, name, None)
-        if variable is None:
-            continue
-        if fresh is not None and fresh.shape == of_one_layer:
-            setattr(new, name, variable)
-        elif isinstance(fresh, nnx.BatchStat) and fresh.shape[1:] == variable.shape == of_one_layer:
-            setattr(new, name, variable.replace(jnp.broadcast_to(variable[...], fresh.shape)))
-        else:
-            raise ValueError(
-                f"`norm` must have a '{name}' like that of {path}, of shape {variable.shape}, got "
-                f"{'none' if fresh is None else fresh.shape} from {norm!r}"
-            )
-    return new

@@ -1,13 +1,11 @@
 """`flax.linen.BatchNorm` layers that run as `jbn.linen.BatchNorm`, the model being as it is."""
 
-import dataclasses
 from contextlib import AbstractContextManager
-from typing import Any
 
 from flax import linen as nn
 
 from jbn._norm import Norm, as_norm, plain
-from jbn.linen import BatchNorm
+from jbn.tools.norm_layers import linen_layer
 
 
 def converted(norm: Norm = plain) -> AbstractContextManager[None]:
@@ -42,12 +40,6 @@ def converted(norm: Norm = plain) -> AbstractContextManager[None]:
         layer = context.module
         if type(layer) is not nn.BatchNorm or context.method_name != "__call__":
             return next_function(*args, **kwargs)
-        fields = {
-            field.name: getattr(layer, field.name)
-            for field in dataclasses.fields(layer)
-            if field.name not in ("name", "parent")
-        }
-        scope: Any = layer.scope  # one may be a parent, which Flax's annotations leave out
-        return BatchNorm(**fields, norm=norm, parent=scope)(*args, **kwargs)
+        return linen_layer(layer, norm=norm)(*args, **kwargs)
 
     return nn.intercept_methods(run_as_jbn)

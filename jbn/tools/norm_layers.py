@@ -5,6 +5,7 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
+import jax.numpy as jnp
 from flax import linen as nn
 from flax import nnx
 
@@ -26,6 +27,13 @@ def innermost(norm: Norm, change: Change) -> Norm:
     return change(norm)
 
 
+def linen_layer(layer: nn.Module, **changes: Any) -> jbn_linen.BatchNorm:
+    """A layer of jbn with the fields and the variables of one of Flax or jbn, but for the changes."""
+    names = [field.name for field in dataclasses.fields(jbn_linen.BatchNorm) if field.name != "name"]
+    given = {name: getattr(layer, name) for name in names if hasattr(layer, name)}
+    return jbn_linen.BatchNorm(**{**given, "parent": layer.scope, **changes})
+
+
 def interceptor(change: Change, **fields: Any) -> Callable[..., Any]:
     """For `nn.intercept_methods`: each layer is called as jbn's with a changed norm, and fields.
 
@@ -38,10 +46,8 @@ def interceptor(change: Change, **fields: Any) -> Callable[..., Any]:
         called = getattr(context.orig_method, "func", None)
         if called not in _CALLS or any(layer is ours for ours in replaced):
             return next_fun(*args, **kwargs)
-        names = [f.name for f in dataclasses.fields(jbn_linen.BatchNorm) if hasattr(layer, f.name)]
-        given = {name: getattr(layer, name) for name in names}
-        ours = {**given, "parent": layer.scope, "norm": change(given.get("norm", plain)), **fields}
-        replaced.append(jbn_linen.BatchNorm(**ours))
+        norm = change(getattr(layer, "norm", plain))
+        replaced.append(linen_layer(layer, norm=norm, **fields))
         if "use_running_average" in fields:
             args, kwargs = args[:1], {n: v for n, v in kwargs.items() if n != "use_running_average"}
         try:
@@ -62,7 +68,7 @@ def with_norms(model: nnx.Module, change: Change) -> tuple[nnx.Module, dict[Any,
 
     def visit(path, node):
         if type(node) is nnx.BatchNorm:
-            node = _ours(node)
+            node = nnx_layer("/".join(map(str, path)), node, plain)
         if isinstance(node, jbn_nnx.BatchNorm):
             node.norm = change(node.norm)
             layers[path] = node
@@ -71,10 +77,26 @@ def with_norms(model: nnx.Module, change: Change) -> tuple[nnx.Module, dict[Any,
     return nnx.recursive_map(visit, model), layers
 
 
-def _ours(layer):
-    names = inspect.signature(jbn_nnx.BatchNorm.__init__).parameters
-    given = {name: getattr(layer, name) for name in names if hasattr(layer, name)}
-    ours = jbn_nnx.BatchNorm(**given, rngs=nnx.Rngs(0))
+def nnx_layer(path: str, layer: nnx.BatchNorm, norm: Norm) -> jbn_nnx.BatchNorm:
+    """A layer of jbn with the arguments and the Variables of one of Flax; `path` is for the error."""
+    arguments = {
+        name: getattr(layer, name)
+        for name in inspect.signature(nnx.BatchNorm.__init__).parameters
+        if hasattr(layer, name)
+    }
+    new = jbn_nnx.BatchNorm(**arguments, norm=norm, rngs=nnx.Rngs(0))
+    of_one_layer = (layer.num_features,)
     for name in ("scale", "bias", "mean", "var"):
-        setattr(ours, name, getattr(layer, name))
-    return ours
+        variable, fresh = getattr(layer, name), getattr(new, name, None)
+        if variable is None:
+            continue
+        if fresh is not None and fresh.shape == of_one_layer:
+            setattr(new, name, variable)
+        elif isinstance(fresh, nnx.BatchStat) and fresh.shape[1:] == variable.shape == of_one_layer:
+            setattr(new, name, variable.replace(jnp.broadcast_to(variable[...], fresh.shape)))
+        else:
+            raise ValueError(
+                f"`norm` must have a '{name}' like that of {path}, of shape {variable.shape}, got "
+                f"{'none' if fresh is None else fresh.shape} from {norm!r}"
+            )
+    return new
