@@ -47,8 +47,9 @@ def report(
     Args:
         variables: Linen's variables, an NNX module or its state, or any tree with {"mean", "var"} and,
             at the same path or at that with "params" for "batch_stats", "scale" and "bias".
-        data_stats: statistics of data, in a tree like those in `variables`: as a training step with
-            `momentum=0`, or `jbn.tools.recalibrate`, returns them. None leaves the columns out, as layers that are not in it.
+        data_stats: statistics of data, in a tree like those in `variables`, as a training step with
+            `momentum=0`, or `jbn.tools.recalibrate`, returns them. None leaves the columns out, as do
+            layers that are not in it.
         apply: `variables` -> the output in inference, whatever its tree; of a module if `variables` is
             one. Called once, and once for each layer. Needs `data_stats`.
         epsilon: that of the layers. Default 1e-5.
