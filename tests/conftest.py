@@ -24,6 +24,7 @@ OPTIMIZED = {
     "test_batch_norm",
     "test_exactness",
     "test_gpu",
+    "test_inplace",
     "test_local_moments",
     "test_lowering",
     "test_masking",

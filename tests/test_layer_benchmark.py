@@ -87,6 +87,7 @@ def test_what_many_steps_blow_up_is_refused(value):
         case.still_sane({"y": np.ones(2), "dx": np.full(2, value)})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("shape", "axis"), [((8, 4, 4, 3), -1), ((4, 3, 5, 5), 1)])
 @pytest.mark.parametrize("name", steps.CALLS)
 def test_every_library_is_called_rightly(name, shape, axis):
