@@ -124,7 +124,7 @@ class TestOrbax:
     def test_damaged(self, folder, tmp_path):
         damaged = shutil.copytree(folder / "one", tmp_path / "damaged")
         (damaged / "_METADATA").write_text("{")
-        with pytest.raises(ValueError, match="no checkpoint that can be read: "):
+        with pytest.raises(ValueError, match="no checkpoint that can be read, of "):
             read_checkpoint(damaged)
 
 
@@ -146,9 +146,11 @@ class TestNoCheckpoint:
     )
     def test_content(self, content, reason, tmp_path):
         (tmp_path / "a").write_bytes(content)
-        with pytest.raises(ValueError, match=f"^no checkpoint that can be read: .*{reason}"):
+        with pytest.raises(ValueError, match=f"^no checkpoint that can be read, of .*: .*{reason}"):
             read_checkpoint(tmp_path / "a")
 
     def test_an_empty_directory(self, tmp_path):
-        with pytest.raises(ValueError, match="can be read: a directory without the _METADATA of Orbax"):
+        with pytest.raises(
+            ValueError, match=r"can be read, of .*: a directory without the _METADATA of Orbax"
+        ):
             read_checkpoint(tmp_path)

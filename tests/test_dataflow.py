@@ -4,7 +4,8 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from jbn.tools.folding.dataflow import Dataflow, Tag, tag, tracing
+from jbn.tools.folding.dataflow import Dataflow, Tag, tag
+from jbn.tools.folding.dataflow import traced as program
 
 
 def flow(function, *args):
@@ -75,7 +76,6 @@ def test_a_tag_changes_nothing():
 def test_what_was_compiled_before_is_traced_again():
     traced = []
     inner = jax.jit(lambda x: traced.append(x) or x)
-    inner(1.0)
-    with tracing(True):
-        inner(1.0)
+    inner(jnp.ones(()))
+    program(lambda _, x: inner(x), None, (jnp.ones(()),))
     assert len(traced) == 2

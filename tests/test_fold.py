@@ -74,3 +74,25 @@ def test_what_is_no_model():
         jbn.tools.fold(nn.Dense(3))
     with pytest.raises(TypeError, match=r"`variables` of a Linen model.* got ndarray"):
         jbn.tools.fold(nn.Dense(3), IMAGES)
+    with pytest.raises(
+        TypeError, match=r"`variables` must hold \['batch_stats'\] too, got \['params'\]"
+    ):
+        jbn.tools.fold(nn.Dense(3), {"params": {}}, IMAGES)
+
+
+class Named(nn.Module):
+    """A model that is told its mode by position, and returns more than arrays."""
+
+    @nn.compact
+    def __call__(self, x, train):
+        y = jbn.linen.BatchNorm(use_running_average=not train)(nn.Dense(3)(x))
+        return {"logits": y, "kind": "logits"}
+
+
+def test_what_is_no_array_is_given_to_the_model_as_it_is():
+    x = jnp.ones((2, 4))
+    variables = Named().init(jax.random.key(0), x, False)
+    apply, folded, report = jbn.tools.fold(Named(), variables, x, False, verbose=False)
+    assert len(report.folded) == 1
+    expected = Named().apply(variables, x, False)["logits"]
+    np.testing.assert_allclose(apply(folded, x, False)["logits"], expected, rtol=1e-5, atol=1e-6)

@@ -114,3 +114,21 @@ def test_other_modules_and_subclasses_are_left():
 def test_what_is_no_norm():
     with pytest.raises(TypeError, match=r"`norm` must be a jbn.Norm"):
         converted(jbn.ghost)
+
+
+def test_what_was_compiled_before_is_compiled_again_inside_and_not_outside():
+    class Block(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            return nn.BatchNorm(use_running_average=False)(x)
+
+    model = nn.jit(Block)()
+    variables = init(model)
+    apply = jax.jit(functools.partial(model.apply, **MUTABLE))
+    before, _ = apply(variables, X)
+    with converted():
+        y, _ = apply(variables, X)
+        np.testing.assert_array_equal(model.apply(variables, X, **MUTABLE)[0], y)
+    assert abs(y - before).max() > 0.1  # Flax's E[x^2] - E[x]^2
+    for function in (apply, functools.partial(model.apply, **MUTABLE)):
+        np.testing.assert_array_equal(function(variables, X)[0], before)

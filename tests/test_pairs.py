@@ -98,6 +98,12 @@ CASES = {
         lambda x: norm()(dense(dot_general=lambda *a, **k: jax.lax.dot_general(*a, **k))(x)),
         "Dense_0 has a `dot_general` of its own",
     ),
+    "own promotion": (
+        lambda x: norm()(
+            dense(promote_dtype=lambda *arrays, dtype: [v.clip(-1, 1) for v in arrays])(x)
+        ),
+        "Dense_0 has a `promote_dtype` of its own",
+    ),
     "other axis": (
         lambda x: norm(axis=1)(dense()(x)),
         "its axis, 1, is not that of the layer's features",

@@ -393,3 +393,39 @@ class TestDevices:
         whole = recalibrated(batches=list(self.X), layer_by_layer=layer_by_layer)
         for actual, expected in zip(values(stats), values(whole), strict=True):
             close(actual, expected)
+
+
+class GivenItsMode(nnx.Module):
+    """A model that says in the call how its norm is to behave, and has a list."""
+
+    def __init__(self):
+        self.norm = nnx.BatchNorm(2, rngs=nnx.Rngs(0))
+        self.sizes = [2]
+
+    def __call__(self, x, *, train=False):
+        return self.norm(x, use_running_average=not train)
+
+
+def test_a_mode_given_in_the_call_makes_no_difference():
+    x = jax.random.normal(jax.random.key(0), (8, 2)) + 3
+    model = GivenItsMode()
+    jbn.tools.recalibrate(model, [x])
+    np.testing.assert_allclose(model.norm.mean[...], x.mean(0), rtol=1e-5)
+    assert type(model.norm) is nnx.BatchNorm
+
+
+class Drawing(nn.Module):
+    """A model that draws in inference."""
+
+    @nn.compact
+    def __call__(self, x):
+        x = x + jax.random.normal(self.make_rng("noise"), x.shape)
+        return nn.BatchNorm(use_running_average=True)(x)
+
+
+def test_rngs_of_a_model_that_draws_in_inference():
+    x, rngs = jnp.zeros((8, 2)), {"noise": jax.random.key(1)}
+    variables = Drawing().init({"params": jax.random.key(0), **rngs}, x)
+    new = jbn.tools.recalibrate(Drawing(), variables, [x], rngs=rngs)
+    (drawn,) = jax.tree.leaves(new["batch_stats"]["BatchNorm_0"]["mean"])
+    assert (drawn != 0).all()

@@ -165,3 +165,27 @@ class TestArguments:
         model = NNXNetwork()
         jbn.tools.tune_inference(model, self.X, loss=lambda m, x: m(x), alphas=(), progress=True)
         assert "candidates: 100%" in capsys.readouterr().err
+
+
+def test_submodules_that_are_jitted_are_traced_for_each_candidate():
+    class Block(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            return nn.BatchNorm(use_running_average=True)(nn.Dense(3)(x))
+
+    x = jax.random.normal(jax.random.key(0), (2, 4, 4, 3)) + 5
+    losses, variables = [], None
+    for block in (Block, nn.jit(Block)):
+        model = nn.Sequential([block(name="block")])  # a list, so that it cannot be hashed either
+        variables = variables or model.init(jax.random.key(1), x)
+        choice = jbn.tools.tune_inference(
+            model,
+            variables,
+            [x],
+            loss=lambda model, x: model(x) ** 2,
+            alphas=(0.1, 0.9),
+            calibration=[x],
+        )
+        losses.append(list(choice.losses.values()))
+    np.testing.assert_allclose(*losses, rtol=1e-5)
+    assert len(set(losses[0])) >= 4

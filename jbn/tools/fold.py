@@ -40,7 +40,7 @@ def fold(model: Any, /, *inputs: Any, verbose: bool = True, **kwargs: Any) -> An
         model: a module of flax.linen or of flax.nnx.
         variables: for Linen alone: "params" and "batch_stats".
         inputs: positional arguments of the call of the model: arrays, or `jax.ShapeDtypeStruct`, as
-            their values do not matter.
+            their values do not matter, and what is no array.
         verbose: print the report. Default True.
         kwargs: keywords of the call: of `model.apply` for Linen (`train=False`), of `model` for NNX.
 
@@ -72,11 +72,13 @@ def fold(model: Any, /, *inputs: Any, verbose: bool = True, **kwargs: Any) -> An
             f"`model` must be a module of flax.linen or flax.nnx, got {model!r}; for kernels there is "
             f"jbn.tools.fold_into_previous"
         )
-    elif not inputs or not isinstance(inputs[0], Mapping) or "params" not in inputs[0]:
+    elif not inputs or not isinstance(inputs[0], Mapping):
         raise TypeError(
             "`variables` of a Linen model, with 'params' and 'batch_stats', must follow it, got "
             f"{type(inputs[0]).__name__ if inputs else 'nothing'}"
         )
+    elif missing := {"params", "batch_stats"} - set(inputs[0]):
+        raise TypeError(f"`variables` must hold {sorted(missing)} too, got {sorted(inputs[0])}")
     else:
         folded = fold_linen(model, inputs[0], inputs[1:], kwargs)
     if verbose:

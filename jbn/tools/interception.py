@@ -1,10 +1,13 @@
 """`flax.linen.BatchNorm` layers that run as `jbn.linen.BatchNorm`, the model being as it is."""
 
+import contextlib
+from collections.abc import Iterator
 from contextlib import AbstractContextManager
 
 from flax import linen as nn
 
 from jbn._norm import Norm, as_norm, plain
+from jbn.tools.compilation import traced_apart
 from jbn.tools.norm_layers import linen_layer
 
 
@@ -15,9 +18,9 @@ def converted(norm: Norm = plain) -> AbstractContextManager[None]:
     without it, so that checkpoints fit either way. Variables that `norm` has besides appear under
     `init` in such a context. Keywords of the norm may be given in the calls of the layers.
 
-    It acts on what is traced inside of it: a function that `jax.jit` has compiled before stays what it
-    was, before and after. So put the `with` into the function that is jitted. Layers of a subclass are
-    left as they are, and `capture_intermediates` finds the output of a layer twice.
+    A function that `jax.jit` has compiled outside is compiled again inside, and is outside what it was.
+    Layers of a subclass are left as they are, and `capture_intermediates` finds the output of a layer
+    twice.
 
     Args:
         norm: the norm of all the layers, a `jbn.Norm`. Default: `jbn.plain`.
@@ -34,12 +37,16 @@ def converted(norm: Norm = plain) -> AbstractContextManager[None]:
         >>> with jbn.tools.converted(jbn.ghost(groups=2)):
         ...     y, updated = model.apply(variables, x, mutable=["batch_stats"])
     """
-    as_norm(norm)
+    return _converted(as_norm(norm))
 
+
+@contextlib.contextmanager
+def _converted(norm: Norm) -> Iterator[None]:
     def run_as_jbn(next_function, args, kwargs, context):
         layer = context.module
         if type(layer) is not nn.BatchNorm or context.method_name != "__call__":
             return next_function(*args, **kwargs)
         return linen_layer(layer, norm=norm)(*args, **kwargs)
 
-    return nn.intercept_methods(run_as_jbn)
+    with traced_apart("converted", norm), nn.intercept_methods(run_as_jbn):
+        yield

@@ -5,16 +5,17 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from flax import core, nnx
 from flax import linen as nn
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.core import Tracer
 
+from jbn import nnx as jbn_nnx
 from jbn._norm import Norm
 from jbn._typing import Array
 from jbn.tools.batches import check_batches, shown, variables_and_batches
+from jbn.tools.compilation import compiled, traced_apart
 from jbn.tools.measured import NEW, TOTAL, Measured, nothing_yet
 from jbn.tools.norm_layers import innermost, interceptor, with_norms
 from jbn.variants.weighted_inference import WeightedInference
@@ -35,6 +36,7 @@ def recalibrate(
     *given: Any,
     call: Call = call_with_batch,
     layer_by_layer: bool = False,
+    rngs: Any = None,
     progress: bool = False,
 ) -> Any:
     """Statistics of a population in place of running ones: `(model, variables, batches)` with Linen.
@@ -61,16 +63,18 @@ def recalibrate(
 
     Of a batch that is sharded over devices it is the statistics of all of it, also where a layer has an
     `axis_name` that is not bound. It is one compiled program for each shape of batch, which is used
-    again for the same `call` and `model`, or an NNX model of the same structure.
+    again for the same `call` and `model`, or an NNX model of the same structure, if these can be
+    hashed: lists and dicts in their fields cannot.
 
     Args:
-        model, variables: a Linen module, hashable, and its variables. An NNX module comes alone, and
+        model, variables: a Linen module and its variables. An NNX module comes alone, and
             its statistics are updated in place: `recalibrate(model, batches)`.
         batches: what `call` takes, batch after batch; sizes may differ. For `layer_by_layer` something
             that can be iterated again, and is the same each time: a list, a loader, no generator.
         call: `call(model, batch)` calls the model, in inference: `lambda model, batch:
             model(batch["image"], train=False)`. Default `model(batch)`. NNX models are in `eval()`.
         layer_by_layer: see above. Default False.
+        rngs: for Linen, those that the model needs in inference, as `model.apply` takes them.
         progress: show a bar, by tqdm. Default False.
 
     Returns:
@@ -99,7 +103,8 @@ def recalibrate(
     if isinstance(model, nnx.Module):
         result, left = _of_nnx(model, call, not layer_by_layer, population)
     else:
-        result, left = _of_linen(model, variables[0], call, not layer_by_layer, population)
+        of_model = {"rngs": rngs, "by_batch": not layer_by_layer, "population": population}
+        result, left = _of_linen(model, variables[0], call, **of_model)
     if left:
         names = ", ".join("/".join(map(str, path)) or "the model itself" for path in left)
         warnings.warn(f"no finite value reached {names}: the statistics stay as they are", stacklevel=2)
@@ -114,19 +119,19 @@ def _measuring(by_batch: bool) -> Callable[[Norm], Norm]:
     return functools.partial(innermost, change=change)
 
 
-def _of_linen(model, variables, call, by_batch, population):
+def _of_linen(model, variables, call, *, rngs, by_batch, population):
     stats: Any = flatten_dict(core.unfreeze(variables.get("batch_stats", {})))
     others = {name: v for name, v in variables.items() if name != "batch_stats"}
-    step = functools.partial(_linen_step, model, call, by_batch, others)
+    step = functools.partial(compiled(_linen_step, model, call, by_batch), others, rngs)
     new, left = population(step, stats, _layers(stats))
     return core.copy(variables, {"batch_stats": unflatten_dict(stats | new)}), left
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2))
-def _linen_step(model, call, by_batch, variables, stats, batch):
+def _linen_step(model, call, by_batch, variables, rngs, stats, batch):
     variables = {**variables, "batch_stats": unflatten_dict(stats)}
-    with nn.intercept_methods(interceptor(_measuring(by_batch), use_running_average=False)):
-        _, updated = model.apply(variables, batch, method=call, mutable=["batch_stats"])
+    measured = interceptor(_measuring(by_batch), use_running_average=False)
+    with traced_apart("recalibrate", by_batch), nn.intercept_methods(measured):
+        _, updated = model.apply(variables, batch, method=call, rngs=rngs, mutable=["batch_stats"])
     return flatten_dict(core.unfreeze(updated["batch_stats"]))
 
 
@@ -138,10 +143,10 @@ def _of_nnx(model, call, by_batch, population):
         for name, value in totals.items():
             setattr(layer, name, nnx.BatchStat(value))
         layer._batch_stats += tuple(totals)
-        layer.use_running_average = False
+        layer.__class__ = _Measuring
     structure, state, others = nnx.split(copy, nnx.BatchStat, ...)
     stats: Any = flatten_dict(nnx.to_pure_dict(state))
-    step = functools.partial(_nnx_step, structure, call, (state, others))
+    step = functools.partial(compiled(_nnx_step, structure, call), (state, others))
     new, left = population(step, stats, list(layers))
     state = nnx.state(model, nnx.BatchStat)
     nnx.replace_by_pure_dict(state, unflatten_dict(new))
@@ -149,7 +154,14 @@ def _of_nnx(model, call, by_batch, population):
     return None, [path for path in _layers(stats) if path in left or path not in layers]
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
+class _Measuring(jbn_nnx.BatchNorm):
+    """A layer that measures, whatever mode its call asks for."""
+
+    def __call__(self, x, use_running_average=None, **options):
+        del use_running_average
+        return super().__call__(x, use_running_average=False, **options)
+
+
 def _nnx_step(structure, call, states, stats, batch):
     state, others = states
     nnx.replace_by_pure_dict(state, unflatten_dict(stats))

@@ -1,5 +1,6 @@
 """Which statistics to infer with, by the loss on validation data."""
 
+import contextlib
 import dataclasses
 import functools
 import itertools
@@ -14,6 +15,7 @@ from flax import nnx
 
 from jbn._norm import Norm
 from jbn.tools.batches import check_batches, shown, variables_and_batches
+from jbn.tools.compilation import compiled, traced_apart
 from jbn.tools.norm_layers import innermost, interceptor, with_norms
 from jbn.tools.recalibrate import recalibrate
 from jbn.variants.weighted_inference import WeightedInference, weighted_inference
@@ -48,7 +50,7 @@ class InferenceChoice:
 
     def apply(self, *args: Any, **options: Any) -> Any:
         """`model.apply(variables, *args, **options)` of a Linen module, with the norms chosen."""
-        with nn.intercept_methods(interceptor(_weighted(self.alpha))):
+        with _weighing(self.alpha):
             return self.model.apply(self.variables, *args, **options)
 
     def __str__(self):
@@ -69,6 +71,7 @@ def tune_inference(
     alphas: Sequence[float] = (0.02, 0.05, 0.1, 0.2),
     calibration: Iterable[Any] | None = None,
     layer_by_layer: bool = False,
+    rngs: Any = None,
     progress: bool = False,
 ) -> InferenceChoice:
     """The statistics of the least loss: running or recalibrated, and how much of an example's own.
@@ -89,7 +92,7 @@ def tune_inference(
         alphas: of `jbn.weighted_inference`, in place of the norms at the core of the layers; a model
             that has it already is tried with its own and with these. Default 0.02, 0.05, 0.1, 0.2.
         calibration: batches as those of the data, for `loss` calls the model on them. Default None.
-        layer_by_layer: see `jbn.tools.recalibrate`.
+        layer_by_layer, rngs: see `jbn.tools.recalibrate`.
         progress: show a bar, by tqdm. Default False.
 
     Returns:
@@ -123,11 +126,12 @@ def tune_inference(
     models = {"running": (model, *variables)}
     if calibration is not None:
         again = nnx.clone(model) if isinstance(model, nnx.Module) else model
-        new = recalibrate(again, *variables, calibration, call=loss, layer_by_layer=layer_by_layer)
+        options = {"layer_by_layer": layer_by_layer, "rngs": rngs}
+        new = recalibrate(again, *variables, calibration, call=loss, **options)
         models["recalibrated"] = (again,) if new is None else (model, new)
     candidates: list[Candidate] = list(itertools.product(models, (None, *alphas)))
     losses = {
-        (statistics, alpha): _mean_loss(batches, *models[statistics], loss=loss, alpha=alpha)
+        (statistics, alpha): _mean_loss(batches, *models[statistics], loss=loss, alpha=alpha, rngs=rngs)
         for statistics, alpha in shown(candidates, progress, "candidates")
     }
     best = min(candidates, key=lambda c: math.inf if math.isnan(losses[c]) else losses[c])
@@ -148,11 +152,12 @@ def _weighted(alpha: float | None) -> Callable[[Norm], Norm]:
     return functools.partial(innermost, change=change)
 
 
-def _mean_loss(batches, model, *variables, loss, alpha):
+def _mean_loss(batches, model, *variables, loss, alpha, rngs):
     if isinstance(model, nnx.Module):
-        step = functools.partial(_nnx_loss, *nnx.split(_evaluated(model, alpha)), loss)
+        structure, state = nnx.split(_evaluated(model, alpha))
+        step = functools.partial(compiled(_nnx_loss, structure, loss), state)
     else:
-        step = functools.partial(_linen_loss, model, *variables, loss, alpha)
+        step = functools.partial(compiled(_linen_loss, model, loss, alpha), *variables, rngs)
     totals = [jax.device_get(step(batch)) for batch in batches]
     if not totals:
         raise ValueError("`batches` must hold a batch, got none")
@@ -160,14 +165,18 @@ def _mean_loss(batches, model, *variables, loss, alpha):
     return total / count if count else math.nan
 
 
-@functools.partial(jax.jit, static_argnums=(0, 2, 3))
-def _linen_loss(model, variables, loss, alpha, batch):
-    with nn.intercept_methods(interceptor(_weighted(alpha))):
-        return _total_and_count(model.apply(variables, batch, method=loss))
+def _linen_loss(model, loss, alpha, variables, rngs, batch):
+    with _weighing(alpha):
+        return _total_and_count(model.apply(variables, batch, method=loss, rngs=rngs))
 
 
-@functools.partial(jax.jit, static_argnums=(0, 2))
-def _nnx_loss(structure, state, loss, batch):
+@contextlib.contextmanager
+def _weighing(alpha):
+    with traced_apart("tune_inference", alpha), nn.intercept_methods(interceptor(_weighted(alpha))):
+        yield
+
+
+def _nnx_loss(structure, loss, state, batch):
     return _total_and_count(loss(nnx.merge(structure, state), batch))
 
 

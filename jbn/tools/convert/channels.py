@@ -35,7 +35,10 @@ def floating(name: str, value: Any) -> np.ndarray:
         v = np.asarray(value).copy()
     except (TypeError, ValueError, RuntimeError) as error:
         got = f"{type(value).__name__}: {error}"
-        raise TypeError(f"`{name}` must be an array, or become one by np.asarray, got {got}") from error
+        raise TypeError(
+            f"`{name}` must be an array, or become one by np.asarray (a tensor of bfloat16 by "
+            f"`.float()` first), got {got}"
+        ) from error
     if not jnp.issubdtype(v.dtype, jnp.floating):
         raise TypeError(f"`{name}` must be a floating-point array, got dtype {v.dtype}")
     return v

@@ -1,6 +1,7 @@
 """Which value of a traced program goes where."""
 
 import collections
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -8,12 +9,26 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jax.extend.core import ClosedJaxpr, Literal
 
-# What is traced with another value is not taken from the caches of `jax.jit`, where no tags are.
-tracing = jax.make_user_context(False)
+from jbn.tools.compilation import traced_apart
 
 _PREFIX = "jbn.tools.fold"
 # Each of their operands is an input of the program that they hold, and each result an output of it.
 _CALLS = ("jit", "pjit", "closed_call", "remat2", "checkpoint", "custom_jvp_call", "custom_vjp_call")
+
+
+def traced(function: Callable[..., Any], state: Any, inputs: tuple[Any, ...]) -> "Dataflow":
+    """The program of `function(state, *inputs)`, inputs that are no arrays being as they are."""
+    leaves, structure = jax.tree.flatten(inputs)
+    arrays = [leaf for leaf in leaves if hasattr(leaf, "shape")]
+
+    def run(state, arrays):
+        rest = iter(arrays)
+        given = [next(rest) if hasattr(leaf, "shape") else leaf for leaf in leaves]
+        results = jax.tree.leaves(function(state, *structure.unflatten(given)))
+        return [v for v in results if isinstance(v, jax.Array)]
+
+    with traced_apart("fold"):
+        return Dataflow(jax.make_jaxpr(run)(state, arrays))
 
 
 class Tag(NamedTuple):

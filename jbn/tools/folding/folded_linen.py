@@ -5,12 +5,11 @@ import operator
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-import jax
 from flax import linen as nn
 from flax.core import unfreeze
 from flax.core.meta import unbox
 
-from jbn.tools.folding.dataflow import Dataflow, tracing
+from jbn.tools.folding.dataflow import traced as traced_program
 from jbn.tools.folding.foldable import LAYERS, NORMS, folded, tagged_call
 from jbn.tools.folding.pairs import Report, find_pairs
 
@@ -66,8 +65,7 @@ def _traced(model, variables, inputs, kwargs):
         with nn.intercept_methods(record):
             return model.apply(variables, *inputs, **{"mutable": ["batch_stats"], **kwargs})
 
-    with tracing(True):
-        return modules, Dataflow(jax.make_jaxpr(run)(variables, *inputs))
+    return modules, traced_program(run, variables, inputs)
 
 
 def _without(model, dtypes, biased):

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import jax
 from flax import nnx
 
-from jbn.tools.folding.dataflow import Dataflow, tracing
+from jbn.tools.folding.dataflow import traced
 from jbn.tools.folding.foldable import LAYERS, NORMS, folded, tagged_call
 from jbn.tools.folding.pairs import Report, find_pairs
 
@@ -85,8 +85,7 @@ def _traced(model, inputs, kwargs):
     def run(state, *inputs):
         return nnx.merge(structure, state)(*inputs, **kwargs)
 
-    with tracing(True):
-        return Dataflow(jax.make_jaxpr(run)(state, *inputs))
+    return traced(run, state, inputs)
 
 
 @functools.cache

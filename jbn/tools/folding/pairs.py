@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from flax import linen as nn
+from flax.nnx.nn import dtypes as nnx_dtypes
 from jax import lax
 
 from jbn import _checks
@@ -10,6 +12,8 @@ from jbn._norm import plain
 from jbn.tools.folding.dataflow import Dataflow, Tag
 from jbn.tools.folding.foldable import LAYERS, NORMS, features, is_affine
 
+# What is called by these names in place of Flax's own may be anything.
+_PROMOTIONS = (None, nn.Dense.promote_dtype, nnx_dtypes.promote_dtype)
 _ARITHMETIC = ("dot_general", "dot_general_cls", "conv_general_dilated", "conv_general_dilated_cls")
 
 
@@ -122,5 +126,7 @@ def _check_linear(path, layer):
     for name in _ARITHMETIC:
         if getattr(layer, name, None) not in (None, lax.dot_general, lax.conv_general_dilated):
             raise _LeftError(f"{path} has a `{name}` of its own")
+    if getattr(layer, "promote_dtype", None) not in _PROMOTIONS:
+        raise _LeftError(f"{path} has a `promote_dtype` of its own")
     if getattr(layer, "batch_dims", ()) or getattr(layer, "batch_axis", ()):
         raise _LeftError(f"{path} has batch dimensions")

@@ -36,7 +36,9 @@ def read_checkpoint(path: Path) -> Any:
     # Each reader has errors of its own for what is no file of its kind.
     except Exception as error:
         reason = textwrap.shorten(str(error) or type(error).__name__, 200)
-        raise ValueError(f"no checkpoint that can be read: {reason}") from error
+        raise ValueError(
+            f"no checkpoint that can be read, of Flax's msgpack, NumPy's npz or Orbax: {reason}"
+        ) from error
 
 
 def _read(path):

@@ -1,0 +1,38 @@
+"""When a model is traced anew, and when it is not."""
+
+import contextlib
+import functools
+from collections.abc import Callable, Hashable, Iterator
+from typing import Any
+
+import jax
+
+_meaning = jax.make_user_context(None)
+
+
+@contextlib.contextmanager
+def traced_apart(*meaning: Hashable) -> Iterator[None]:
+    """A context in which nothing is taken from JAX's caches but what was traced with the same meaning.
+
+    What `jax.jit`, or Flax's `nn.jit` within a model, traced outside knows nothing of an interceptor.
+    """
+    with _meaning((*meaning, _meaning.value)):
+        yield
+
+
+def compiled(function: Callable[..., Any], *static: Any) -> Callable[..., Any]:
+    """`jax.jit` of a function without its first arguments, which it is compiled for.
+
+    It is compiled once for each of them, or, where they cannot be hashed, as modules with lists in
+    their fields cannot, each time that this is called.
+    """
+    try:
+        hash(static)
+    except TypeError:
+        return jax.jit(functools.partial(function, *static))
+    return functools.partial(_jitted(function, len(static)), *static)
+
+
+@functools.cache
+def _jitted(function, static):
+    return jax.jit(function, static_argnums=tuple(range(static)))
