@@ -178,7 +178,10 @@ def _layers(stats: Stats) -> list[tuple[Any, ...]]:
 def _population(batches, layer_by_layer, progress, step, stats, layers):
     """The new mean and variance of layers, and the layers that nothing reached."""
     if not layers:
-        raise ValueError("`model` must have batch norm layers with running statistics, got none")
+        raise ValueError(
+            "`model` must have batch norm layers with running statistics, got none; subclasses "
+            "of flax.nnx.BatchNorm are left as they are"
+        )
     # In inference, as many layers are final after a pass as follow one another. At most, those are all.
     rows = [stats[*path, "mean"].size // max(1, stats[*path, "mean"].shape[-1]) for path in layers]
     passes = sum(rows) if layer_by_layer else 1
