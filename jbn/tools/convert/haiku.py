@@ -131,7 +131,7 @@ def to_haiku(
     arrays = layer_arrays(params, batch_stats)
     require(batch_stats, ["mean", "var"], "`batch_stats`")
     (axis,) = _checks.feature_axes(axis, ndim)
-    others = [a for a in range(ndim) if a != axis]
+    others = tuple(a for a in range(ndim) if a != axis)
     arrays = {n: np.expand_dims(v, others) for n, v in arrays.items()}
     affine = {theirs: arrays[ours] for theirs, ours in PARAMS.items() if ours in arrays}
     state = {}

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
-from jax.extend.core import ClosedJaxpr, Literal
+from jax.extend.core import Literal
 
 from jbn.tools.compilation import traced_apart
 
@@ -54,7 +54,9 @@ def tag(x: Any, role: str, path: str) -> Any:
 
 
 class Dataflow:
-    """The values of a program, with calls written out; loops and branches are not looked into.
+    """The values of a program, as `jax.make_jaxpr` returns it.
+
+    Calls are written out; loops and branches are not looked into.
 
     Attributes:
         inputs: the values that the program is given.
@@ -64,7 +66,7 @@ class Dataflow:
         makers: of each value but the inputs, what makes it: a tag or the name of a primitive.
     """
 
-    def __init__(self, program: ClosedJaxpr):
+    def __init__(self, program: Any):
         self.tags: dict[tuple[str, str], list[Tag]] = collections.defaultdict(list)
         self.uses: dict[Any, list[Tag | str]] = collections.defaultdict(list)
         self.makers: dict[Any, Tag | str] = {}
