@@ -1,4 +1,4 @@
-"""`traced_apart` and `compiled`: what is traced again."""
+"""`traced_apart`, `intercepted` and `compiled`: what is traced again."""
 
 import jax
 import jax.numpy as jnp

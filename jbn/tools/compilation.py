@@ -6,6 +6,7 @@ from collections.abc import Callable, Hashable, Iterator
 from typing import Any
 
 import jax
+from flax import linen as nn
 
 _meaning = jax.make_user_context(None)
 
@@ -17,6 +18,13 @@ def traced_apart(*meaning: Hashable) -> Iterator[None]:
     What `jax.jit`, or Flax's `nn.jit` within a model, traced outside knows nothing of an interceptor.
     """
     with _meaning((*meaning, _meaning.value)):
+        yield
+
+
+@contextlib.contextmanager
+def intercepted(interceptor: Callable[..., Any], *meaning: Hashable) -> Iterator[None]:
+    """`nn.intercept_methods`, of which `meaning` says what the interceptor does."""
+    with traced_apart(*meaning), nn.intercept_methods(interceptor):
         yield
 
 

@@ -1,13 +1,11 @@
 """`flax.linen.BatchNorm` layers that run as `jbn.linen.BatchNorm`, the model being as it is."""
 
-import contextlib
-from collections.abc import Iterator
 from contextlib import AbstractContextManager
 
 from flax import linen as nn
 
 from jbn._norm import Norm, as_norm, plain
-from jbn.tools.compilation import traced_apart
+from jbn.tools.compilation import intercepted
 from jbn.tools.norm_layers import linen_layer
 
 
@@ -37,16 +35,12 @@ def converted(norm: Norm = plain) -> AbstractContextManager[None]:
         >>> with jbn.tools.converted(jbn.ghost(groups=2)):
         ...     y, updated = model.apply(variables, x, mutable=["batch_stats"])
     """
-    return _converted(as_norm(norm))
+    as_norm(norm)
 
-
-@contextlib.contextmanager
-def _converted(norm: Norm) -> Iterator[None]:
     def run_as_jbn(next_function, args, kwargs, context):
         layer = context.module
         if type(layer) is not nn.BatchNorm or context.method_name != "__call__":
             return next_function(*args, **kwargs)
         return linen_layer(layer, norm=norm)(*args, **kwargs)
 
-    with traced_apart("converted", norm), nn.intercept_methods(run_as_jbn):
-        yield
+    return intercepted(run_as_jbn, "converted", norm)

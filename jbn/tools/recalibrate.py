@@ -7,7 +7,6 @@ from typing import Any
 
 import jax.numpy as jnp
 from flax import core, nnx
-from flax import linen as nn
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.core import Tracer
 
@@ -15,7 +14,7 @@ from jbn import nnx as jbn_nnx
 from jbn._norm import Norm
 from jbn._typing import Array
 from jbn.tools.batches import check_batches, shown, variables_and_batches
-from jbn.tools.compilation import compiled, traced_apart
+from jbn.tools.compilation import compiled, intercepted
 from jbn.tools.measured import NEW, TOTAL, Measured, nothing_yet
 from jbn.tools.norm_layers import innermost, interceptor, with_norms
 from jbn.variants.weighted_inference import WeightedInference
@@ -130,7 +129,7 @@ def _of_linen(model, variables, call, *, rngs, by_batch, population):
 def _linen_step(model, call, by_batch, variables, rngs, stats, batch):
     variables = {**variables, "batch_stats": unflatten_dict(stats)}
     measured = interceptor(_measuring(by_batch), use_running_average=False)
-    with traced_apart("recalibrate", by_batch), nn.intercept_methods(measured):
+    with intercepted(measured, "recalibrate", by_batch):
         _, updated = model.apply(variables, batch, method=call, rngs=rngs, mutable=["batch_stats"])
     return flatten_dict(core.unfreeze(updated["batch_stats"]))
 

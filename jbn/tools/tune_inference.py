@@ -1,6 +1,5 @@
 """Which statistics to infer with, by the loss on validation data."""
 
-import contextlib
 import dataclasses
 import functools
 import itertools
@@ -10,12 +9,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from flax import linen as nn
 from flax import nnx
 
 from jbn._norm import Norm
 from jbn.tools.batches import check_batches, shown, variables_and_batches
-from jbn.tools.compilation import compiled, traced_apart
+from jbn.tools.compilation import compiled, intercepted
 from jbn.tools.norm_layers import innermost, interceptor, with_norms
 from jbn.tools.recalibrate import recalibrate
 from jbn.variants.weighted_inference import WeightedInference, weighted_inference
@@ -170,10 +168,8 @@ def _linen_loss(model, loss, alpha, variables, rngs, batch):
         return _total_and_count(model.apply(variables, batch, method=loss, rngs=rngs))
 
 
-@contextlib.contextmanager
 def _weighing(alpha):
-    with traced_apart("tune_inference", alpha), nn.intercept_methods(interceptor(_weighted(alpha))):
-        yield
+    return intercepted(interceptor(_weighted(alpha)), "tune_inference", alpha)
 
 
 def _nnx_loss(structure, loss, state, batch):
