@@ -45,9 +45,15 @@ def test_matches_the_oracle(case, gradient):
         np.testing.assert_allclose(dparams[name], expected[1][name], **close)
 
 
-@pytest.mark.parametrize("name", ["nchw", "two_feature_axes", "channel_mask"])
-def test_the_oracle_itself_agrees_with_jax_grad_of_a_plain_composition(name, x64):
-    case = NAMES[name]
+QUICK = ("nchw", "two_feature_axes", "channel_mask")
+
+
+@pytest.mark.parametrize(
+    "case",
+    [pytest.param(c, marks=[] if c.name in QUICK else pytest.mark.slow) for c in CASES],
+    ids=lambda case: case.name,
+)
+def test_the_oracle_itself_agrees_with_jax_grad_of_a_plain_composition(case, x64):
     x, params, _, kwargs = case.make()
     x, params = jax.tree.map(lambda v: v.astype(jnp.float64), (x, params))
     dy = case.cotangent().astype(jnp.float64)
@@ -59,7 +65,16 @@ def test_the_oracle_itself_agrees_with_jax_grad_of_a_plain_composition(name, x64
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-12), vjp(dy), expected)
 
 
-@pytest.mark.parametrize(("name", "order"), [("mlp", 2), ("sequence", 1), ("nchw", 1)])
+@pytest.mark.parametrize(
+    ("name", "order"),
+    [
+        ("mlp", 2),
+        ("sequence", 1),
+        ("nchw", 1),
+        pytest.param("nhwc", 1, marks=pytest.mark.slow),
+        pytest.param("volume", 1, marks=pytest.mark.slow),
+    ],
+)
 def test_finite_differences_in_float64(name, order, x64):
     case = NAMES[name]
     x, params, _, kwargs = case.make()

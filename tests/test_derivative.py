@@ -84,16 +84,20 @@ def test_first_order(case, name):
     close(*both(FIRST_ORDER[name], losses(case), x, params))
 
 
-@pytest.mark.parametrize("name", SECOND_ORDER)
-def test_second_order(name):
-    case = MASKED
+@pytest.mark.parametrize(
+    ("case", "name"),
+    [
+        *((MASKED, name) for name in SECOND_ORDER),
+        *(
+            pytest.param(SMALL, name, marks=[] if name == "hessian" else pytest.mark.slow)
+            for name in SECOND_ORDER
+        ),
+    ],
+    ids=lambda v: getattr(v, "name", v),
+)
+def test_second_order(case, name):
     x, params, _, _ = case.make()
     close(*both(SECOND_ORDER[name], losses(case), x, params))
-
-
-def test_hessian_without_a_mask():
-    x, params, _, _ = SMALL.make()
-    close(*both(SECOND_ORDER["hessian"], losses(SMALL), x, params))
 
 
 def test_third_order():
@@ -250,8 +254,9 @@ def test_gradient_of_epsilon():
 
 
 @pytest.mark.parametrize("function", FUNCTIONS)
-def test_every_public_function_under_jit_vmap_and_eval_shape(function):
-    case = NAMES["two_feature_axes"]
+@pytest.mark.parametrize("name", ["two_feature_axes", pytest.param("mlp", marks=pytest.mark.slow)])
+def test_every_public_function_under_jit_vmap_and_eval_shape(function, name):
+    case = NAMES[name]
     x, *_ = case.make()
     call = functools.partial(FUNCTIONS[function], case)
     expected = call(x)

@@ -16,7 +16,9 @@ pytestmark = pytest.mark.several_devices
 SOME = ["shard_map, checked, gradient inside", "jit, Auto axes, batch and channels sharded"]
 
 
-@pytest.mark.parametrize("name", [*SOME, "groups, shard_map, checked"])
+@pytest.mark.parametrize(
+    "name", [*SOME, "groups, shard_map, checked", pytest.param("pmap", marks=pytest.mark.slow)]
+)
 def test_jbn_is_the_result_of_one_device(name):
     found = equality.equality("jbn", name, (ways.WAYS | ways.GROUPED)[name], masks=equality.MASKS[2:])
     for dtype, limit in {"float32": 1e-6, "float64": 1e-12}.items():

@@ -20,6 +20,9 @@ ACTIVATIONS = {
 }
 NORMS = {name: jbn.inplace(name) for name in ACTIVATIONS}
 by_activation = pytest.mark.parametrize("activation", ACTIVATIONS)
+by_activation_quickly = pytest.mark.parametrize(
+    "activation", ["leaky_relu", "elu", pytest.param("identity", marks=pytest.mark.slow)]
+)
 SHAPE = (8, 5, 4)
 
 
@@ -169,7 +172,7 @@ TRANSFORMS = {
 
 
 @pytest.mark.parametrize("transform", TRANSFORMS)
-@pytest.mark.parametrize("activation", ["leaky_relu", "elu"])
+@by_activation_quickly
 def test_every_derivative(activation, transform):
     x, params, _, _ = data()
     if transform == "vmap of grad":
@@ -177,7 +180,7 @@ def test_every_derivative(activation, transform):
     close(*both(activation, TRANSFORMS[transform], x, params), factor=40)
 
 
-@pytest.mark.parametrize("activation", ["leaky_relu", "elu"])
+@by_activation_quickly
 def test_gradients_under_masks_and_of_weights(activation):
     x, params, _, dy = data()
     weights = jnp.asarray(np.random.default_rng(2).uniform(0.2, 2.0, (8, 5, 1)), jnp.float32)

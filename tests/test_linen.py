@@ -79,7 +79,13 @@ EVALUATED = ("default", "dtype", "axis", "no_params", "half", "complex")
 
 @pytest.mark.parametrize(
     ("name", "evaluate"),
-    [*((name, False) for name in PARITY), *((name, True) for name in EVALUATED)],
+    [
+        *((name, False) for name in PARITY),
+        *(
+            pytest.param(name, True, marks=[] if name in EVALUATED else pytest.mark.slow)
+            for name in PARITY
+        ),
+    ],
 )
 def test_parity_with_flax(name, evaluate):
     config, given = PARITY[name]

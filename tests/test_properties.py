@@ -110,9 +110,7 @@ def test_gradients_match_the_oracle(call):
         assert (np.abs(value - dexpected[name]) <= bound)[has].all()
 
 
-@hypothesis.given(
-    st.integers(0, 2**32 - 1), st.sampled_from([2, 7, 40]), st.sampled_from([-1e4, 0.0, 3.0])
-)
+@hypothesis.given(st.integers(0, 2**32 - 1), st.integers(2, 40), st.sampled_from([-1e4, 0.0, 3.0]))
 def test_merged_devices_are_one_batch(seed, samples, mean):
     rng = np.random.default_rng(seed)
     x = jnp.asarray(mean + rng.standard_normal((4, samples, 3)), jnp.float32)

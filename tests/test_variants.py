@@ -21,8 +21,6 @@ from cases import VARIANTS
 from tolerance import tolerance
 
 by_variant = pytest.mark.parametrize("variant", VARIANTS, ids=lambda variant: variant.name)
-# What is tested are equations: programs that take less time to compile will do.
-jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 
 def close(actual, expected, dtype="float32"):
@@ -101,7 +99,7 @@ def vjp_of(variant, arguments, dy, **kwargs):
 @functools.cache
 def step(variant):
     """One program for every mask."""
-    return jit(functools.partial(vjp_of, variant))
+    return jax.jit(functools.partial(vjp_of, variant))
 
 
 def check_derivative(variant, arguments, gradient, scalar, *others):
@@ -166,7 +164,7 @@ def test_second_derivatives(variant):
         gradients = jax.tree.leaves(jax.grad(loss)(given))
         return sum(map(jnp.vdot, gradients, jax.tree.leaves(along)))
 
-    @jit
+    @jax.jit
     def both(given):
         return jax.jvp(jax.grad(loss), (given,), (along,))[1], jax.grad(reverse_over_reverse)(given)
 
@@ -195,7 +193,7 @@ def test_masked_values_and_channels_without_samples_poison_nothing(variant):
 def test_vmap_of_gradients(variant):
     arguments = Arguments.of(variant)
     dy = arguments.cotangent()
-    batched = jit(jax.vmap(functools.partial(vjp_of, variant), (None, 0)))(
+    batched = jax.jit(jax.vmap(functools.partial(vjp_of, variant), (None, 0)))(
         arguments, jnp.stack([dy, -2 * dy])
     )
     close(jax.tree.map(lambda v: v[1], batched), step(variant)(arguments, -2 * dy))
@@ -210,7 +208,7 @@ def test_scan_over_a_traced_flag(variant):
         y, stats = arguments.call(functools.partial(apply, variant), train=flag)
         return Arguments(arguments.given, (stats, *arguments.rest[1:])), y
 
-    last, ys = jit(lambda arguments: jax.lax.scan(one, arguments, jnp.array(flags)))(arguments)
+    last, ys = jax.jit(lambda arguments: jax.lax.scan(one, arguments, jnp.array(flags)))(arguments)
     for y, flag in zip(ys, flags, strict=True):
         wanted, stats = arguments.call(functools.partial(oracle, variant), train=flag)
         arguments = Arguments(arguments.given, (stats, *arguments.rest[1:]))
@@ -244,7 +242,7 @@ def test_across_devices(variant, check_vma):
     mapped = jax.shard_map(
         local, mesh=mesh(), in_specs=in_specs, out_specs=out_specs, check_vma=check_vma
     )
-    y, stats, gradients = jit(mapped)(arguments, dy)
+    y, stats, gradients = jax.jit(mapped)(arguments, dy)
     close((y, stats), arguments.call(functools.partial(oracle, variant)))
     check_derivative(variant, arguments, gradients, lambda y: y * np.asarray(dy))
 
