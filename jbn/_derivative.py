@@ -108,14 +108,15 @@ def _normalized_jvp(form, dtype, primals, tangents):
     y = normalized(form, dtype, reduction, x, weights, m, affine)
 
     @_recomputed
-    def tangent(reduction, kept, weights, m, affine, t, tm, taffine):
+    def tangent(reduction, kept, weights, m, affine, rstd, t, tm, taffine):
         d = harmless(weights, form.deviation(reduction, _apart(kept)))
-        centre = functools.partial(_taken_off, reduction, weights, m)
+        centre = None if m.remainder is None else functools.partial(_taken_off, reduction, weights, m)
         return _output_tangent(
-            form, dtype, reduction, kept, weights, d, m, affine, t, tm, taffine, centre
+            form, dtype, reduction, kept, weights, d, affine, rstd, t, tm, taffine, centre
         )
 
-    return y, tangent(reduction, form.keep(x, y, m, affine), weights, m, affine, t, tm, taffine)
+    kept, rstd = form.keep(x, y, m, affine), _rstd(m, affine)
+    return y, tangent(reduction, kept, weights, m, affine, rstd, t, tm, taffine)
 
 
 @functools.partial(batch_normalized.defjvp, symbolic_zeros=True)
@@ -127,7 +128,7 @@ def _batch_normalized_jvp(form, dtype, primals, tangents):
     y = normalized(form, dtype, reduction, x, weights, m, affine)
 
     @_recomputed
-    def tangent(reduction, kept, weights, m, affine, t, tweights, taffine):
+    def tangent(reduction, kept, weights, m, affine, rstd, t, tweights, taffine):
         d = form.deviation(reduction, kept)
         # Once for both uses: each cast of its own would round its share of dx to half precision.
         t = None if t is None else t.astype(d.dtype)
@@ -135,11 +136,12 @@ def _batch_normalized_jvp(form, dtype, primals, tangents):
         d = harmless(weights, form.deviation(reduction, _apart(kept)))
         centre = functools.partial(_centre if form.lossless else _taken_off, reduction, weights, m)
         ty = _output_tangent(
-            form, dtype, reduction, kept, weights, d, m, affine, t, tm, taffine, centre
+            form, dtype, reduction, kept, weights, d, affine, rstd, t, tm, taffine, centre
         )
         return ty, tm
 
-    ty, tm = tangent(reduction, form.keep(x, y, m, affine), weights, m, affine, t, tweights, taffine)
+    kept, rstd = form.keep(x, y, m, affine), _rstd(m, affine)
+    ty, tm = tangent(reduction, kept, weights, m, affine, rstd, t, tweights, taffine)
     return (y, m), (ty, _zeros_for_none(m, tm))
 
 
@@ -160,66 +162,75 @@ def _moments_tangent(reduction, d, weights, m, t, tweights):
         dmean = (sum(w * t) + sum(dw * d)) / count
         dvar  = (sum(2 * w * d * t) + sum(dw * (d^2 - var))) / count
 
-    with d less the remainder. All None where both tangents are.
+    with d less the remainder. None where it is zero.
     """
     if t is None and tweights is None:
         return _NO_TANGENT
-    first, second, tcount = jnp.zeros_like(m.mean), jnp.zeros_like(m.var), jnp.zeros_like(m.count)
+    sums = []
     if t is not None:
         wt = weighted(weights, t.astype(d.dtype))
         first = reduction.sum(wt)
-        dt = _real_product(counted(weights, d), wt)
-        second = 2 * (reduction.sum(dt) - _real_product(m.remainder, first))
+        dt = reduction.sum(_real_product(counted(weights, d), wt))
+        sums.append((first, 2 * (dt - _real_product(m.remainder, first))))
     if tweights is not None:
         centred = harmless(weights, d - reduction.expand(m.remainder))
-        first = first + reduction.sum(tweights * centred)
-        second = second + reduction.sum(tweights * (squared(centred) - reduction.expand(m.var)))
-        tcount = count_of(reduction, tweights, d.shape)
+        excess = squared(centred) - reduction.expand(m.var)
+        sums.append((reduction.sum(tweights * centred), reduction.sum(tweights * excess)))
+    totals = tuple(map(_total, zip(*sums, strict=True)))
+    if tweights is not None:
+        totals += (count_of(reduction, tweights, d.shape),)
     if reduction.axis_name is not None:
-        values = (first, second) if tweights is None else (first, second, tcount)
-        first, second, *rest = _collectives.psum(values, reduction.axis_name, reduction.groups)
-        tcount = rest[0] if rest else tcount
-    return Moments(divide(first, m.count), divide(second, m.count), tcount, jnp.zeros_like(m.mean))
+        totals = _collectives.psum(totals, reduction.axis_name, reduction.groups)
+    first, second, *tcount = totals
+    mean, var = divide(first, m.count), divide(second, m.count)
+    return Moments(mean, var, tcount[0] if tcount else None, None)
 
 
-def _output_tangent(form, y_dtype, reduction, kept, weights, d, m, affine, t, tm, taffine, centre):
+def _output_tangent(form, y_dtype, reduction, kept, weights, d, affine, rstd, t, tm, taffine, centre):
     """Tangent of y, linear in the tangents: a * dx + d * da + dbias - a * dmean, times the slope.
 
     A tangent of None is zero, and what it would multiply is neither computed nor kept. `centre` is what
-    takes the remainder off d * da.
+    takes the remainder off d * da, if there is one.
     """
     dtype = _dtypes.promote(d.dtype, *(v.dtype for v in affine[:2] if v is not None))
 
     def expand(s):
         return per_position(reduction, jnp.asarray(s), d.ndim, dtype)
 
-    def total(terms):
-        return functools.reduce(operator.add, terms)
-
-    rstd = expand(jax.lax.rsqrt(m.var + jnp.asarray(affine.epsilon, jnp.asarray(m.var).dtype)))
+    rstd = expand(rstd)
     a = rstd if affine.scale is None else expand(affine.scale) * rstd
     terms = [] if t is None else [a * t.astype(dtype)]
-    shifts = [-a * expand(v) for v in (tm.mean, tm.remainder) if v is not None]
+    shifts = [-(a * expand(v)) for v in (tm.mean, tm.remainder) if v is not None]
     if taffine.bias is not None:
         shifts.append(expand(taffine.bias))
     # One factor after the other: the cube of rstd would underflow at deviations of 1e13.
-    slopes = [-a * (0.5 * rstd * (rstd * expand(v))) for v in (tm.var,) if v is not None]
+    by_var = [] if tm.var is None else [expand(tm.var)]
     if taffine.epsilon is not None:
-        slopes.append(-a * (0.5 * rstd * (rstd * taffine.epsilon.astype(dtype))))
+        by_var.append(taffine.epsilon.astype(dtype))
+    slopes = [-(a * (0.5 * rstd * (rstd * _total(by_var))))] if by_var else []
     if taffine.scale is not None:
         slopes.append(expand(taffine.scale) * rstd)
     if slopes:
-        da = total(slopes)
+        da = _total(slopes)
         terms.append(d.astype(dtype) * reduction.spread(da, d))
-        if m.remainder is not None:
+        if centre is not None:
             shifts.append(-centre(terms[-1], da))
     if shifts:
-        terms.append(reduction.spread(total(shifts), d))
-    ty = total(terms) if terms else jnp.zeros(d.shape, dtype)
+        terms.append(reduction.spread(_total(shifts), d))
+    ty = _total(terms) if terms else jnp.zeros(d.shape, dtype)
     slope = form.slope(kept)
     if slope is not None:
         ty = harmless(weights, slope.astype(dtype)) * ty
     return ty.astype(y_dtype)
+
+
+def _rstd(m, affine):
+    var = jnp.asarray(m.var)
+    return jax.lax.rsqrt(var + jnp.asarray(affine.epsilon, var.dtype))
+
+
+def _total(terms):
+    return functools.reduce(operator.add, terms)
 
 
 def _taken_off(reduction, weights, m, product, da):

@@ -1,12 +1,13 @@
 """Running statistics: exponential or cumulative averages of the batches' means and variances."""
 
-import jax
 import jax.numpy as jnp
+from jax import lax
 from jax.typing import ArrayLike
 
 from jbn import _checks, _dtypes
 from jbn._statistics import Moments
 from jbn._typing import Array, BatchStats, RunningVariance
+from jbn.ops.local_moments import is_finite
 
 
 def update_running(
@@ -69,9 +70,9 @@ def updated(
 ) -> dict[str, Array]:
     """`update_running` on checked arguments, with `decay(momentum)` for the momentum."""
     mean, var, n = jnp.asarray(m.mean), jnp.asarray(m.var), m.count
-    valid = jnp.isfinite(mean) & jnp.isfinite(var)
+    valid = lax.bitwise_and(is_finite(mean), is_finite(var))
     if n is not None:
-        valid = valid & (n > 0)
+        valid = lax.bitwise_and(valid, lax.gt(n, lax.full_like(n, 0)))
     if running_variance == "unbiased" and n is not None:
         var = var * jnp.where(n > 1, n / jnp.where(n > 1, n - 1, 1), 1)
 
@@ -84,9 +85,9 @@ def updated(
         old = new[name]
         wide = [old.dtype, value.dtype] if jnp.iscomplexobj(value) else [old.dtype]
         old = old.astype(_dtypes.promote(*wide))
-        value = jnp.where(valid, value, 0).astype(old.dtype)
+        value = lax.select(valid, value, lax.full_like(value, 0)).astype(old.dtype)
         kept, taken = (jnp.asarray(w, old.dtype) for w in weights)
         # Not a select between old and new: under explicit sharding these may be sharded differently.
         one = valid.astype(old.dtype)
-        new[name] = jax.lax.stop_gradient((kept * one + (1 - one)) * old + taken * one * value)
+        new[name] = lax.stop_gradient((kept * one + (1 - one)) * old + taken * one * value)
     return new

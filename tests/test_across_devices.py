@@ -9,6 +9,7 @@ import pytest
 
 import jbn
 import reference
+from jbn import _across_devices
 
 RNG = np.random.default_rng(0)
 NORMAL = RNG.standard_normal((4, 64, 3))
@@ -21,6 +22,16 @@ def merged(x, mask=None, groups=None):
         return jbn.normalize(x, m), m
 
     return jax.vmap(local, axis_name="i", in_axes=(0, None if mask is None else 0))(x, mask)
+
+
+@pytest.fixture(scope="module", params=[4, 3], ids=["each is told all", "in two sums"])
+def way(request):
+    """Of four devices."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_across_devices, "_FEW_DEVICES", request.param)
+        jax.clear_caches()
+        yield
+    jax.clear_caches()
 
 
 def check(x, mask=None):
@@ -41,11 +52,13 @@ DATA = {
 }
 
 
+@pytest.mark.usefixtures("way")
 @pytest.mark.parametrize("name", DATA)
 def test_whatever_the_devices_hold(name):
     check(DATA[name])
 
 
+@pytest.mark.usefixtures("way")
 @pytest.mark.parametrize("empty", [0, 2])
 @pytest.mark.parametrize("mean", [0, 1e5])
 def test_a_device_without_samples_has_no_say(empty, mean):
@@ -56,6 +69,7 @@ def test_a_device_without_samples_has_no_say(empty, mean):
     np.testing.assert_array_equal(m.count, 192)
 
 
+@pytest.mark.usefixtures("way")
 def test_one_value_on_the_devices_that_have_samples():
     """The anchor is then the mean of the first device, which has none here, passed on as 0."""
     mask = np.broadcast_to((np.arange(4) > 0)[:, None, None], (4, 64, 1))
@@ -64,6 +78,7 @@ def test_one_value_on_the_devices_that_have_samples():
     np.testing.assert_array_equal(y, 0)
 
 
+@pytest.mark.usefixtures("way")
 @pytest.mark.parametrize("value", [100.1, 1.234567e7, 3.3e-3])
 def test_each_group_has_a_first_device_of_its_own(value):
     """One value in one group, and another in the other: both are constant."""
@@ -74,6 +89,7 @@ def test_each_group_has_a_first_device_of_its_own(value):
     np.testing.assert_array_equal(y, 0)
 
 
+@pytest.mark.usefixtures("way")
 @pytest.mark.parametrize("value", [1e30, 3e38])
 def test_what_overflows_between_devices_is_seen(value):
     x = NORMAL.astype(np.float32)
@@ -85,6 +101,7 @@ def test_what_overflows_between_devices_is_seen(value):
     np.testing.assert_allclose(y[..., ::2], expected, atol=1e-6)
 
 
+@pytest.mark.usefixtures("way")
 def test_complex_values():
     x = (1e4 + NORMAL + 1j * (NORMAL[::-1] - 3)).astype(np.complex64)
     y, _ = merged(x)

@@ -40,9 +40,9 @@ _ROUNDINGS = 16
 # Arrays up to this size XLA:CPU sums one value after the other, and the error grows with their number.
 _SMALL = 8192
 
-# Each time the shift is nearer by all the digits of its dtype. Two are enough if the first is no more
-# than 1e14 deviations off; that there is an end is for data that is not finite.
-_MOST = 5
+# So often it sums at most. Each time the shift is nearer by all the digits of its dtype: three are
+# enough if the first is no more than 1e14 deviations off. The end is for data that is not finite.
+_MOST = 6
 
 
 def local_moments(
@@ -68,7 +68,6 @@ def local_moments(
 def _real_moments(reduction, x, weights, count, shift):
     about = functools.partial(_about, reduction, x, weights, count)
     shift, enough = _first_shift(reduction, x, weights, count, shift)
-    offset, var = about(shift, shift)
 
     def far(offset, var):
         # Of the roots, which do not underflow.
@@ -77,14 +76,14 @@ def _real_moments(reduction, x, weights, count, shift):
 
     def another(state):
         times, _, offset, var = state
-        wanted = lax.bitwise_and(times < _MOST, far(offset, var))
+        wanted = (times < 1) | ((times < _MOST) & far(offset, var))
         if weights is None:
             return wanted
         # For the host not to have to wait for the answer.
         return choose(
             times,
             wanted,
-            gpu=lambda times, wanted: (times < 2) | (wanted & False),
+            gpu=lambda times, wanted: (times < 3) | (wanted & False),
             default=lambda times, wanted: wanted,
         )
 
@@ -98,14 +97,23 @@ def _real_moments(reduction, x, weights, count, shift):
         return mean, lax.add(lax.sub(shift, mean), offset), var
 
     def until_near(*state):
-        return mean_and_variance(*lax.while_loop(another, again, (0, *state))[1:])
+        return mean_and_variance(*lax.while_loop(another, again, state)[1:])
 
     def unless_enough(*state):
         # A TPU would copy x into a loop that it does not skip.
-        more = lax.bitwise_and(another((0, *state)), lax.bitwise_not(enough))
-        return lax.cond(more, until_near, mean_and_variance, *state)
+        more = lax.bitwise_and(another(state), lax.bitwise_not(enough))
+        return lax.cond(more, until_near, lambda *state: mean_and_variance(*state[1:]), *state)
 
-    return choose(shift, offset, var, cpu=until_near, default=unless_enough)
+    def with_first_sums(then):
+        return lambda shift: then(1, shift, *about(shift, shift))
+
+    def all_in_the_loop(shift):
+        zero = lax.full_like(shift, 0)
+        return until_near(0, shift, zero, zero)
+
+    # A small program is compiled longer than it runs.
+    cpu = all_in_the_loop if _is_small(x) else with_first_sums(until_near)
+    return choose(shift, cpu=cpu, default=with_first_sums(unless_enough))
 
 
 def _first_shift(reduction, x, weights, count, shift):
@@ -156,58 +164,62 @@ def _sample_mean(reduction, sample):
 
     That makes one value repeated in all of x come out as exactly that value.
     """
-    sample = sample.astype(_dtypes.promote(sample.dtype))
+    sample = lax.convert_element_type(sample, _dtypes.promote(sample.dtype))
     # Of what is sharded over devices no first one can be taken; the largest will do.
     sharded = jax.typeof(sample).sharding.spec
-    at = (a in reduction.axes and sharded[a] is None for a in range(sample.ndim))
-    first = lax.reduce_max(sample[tuple(slice(0, 1 if one else None) for one in at)], reduction.axes)
-    mean = lax.reduce_sum(sample, reduction.axes) / reduction.samples(sample.shape)
+    ends = (1 if a in reduction.axes and sharded[a] is None else n for a, n in enumerate(sample.shape))
+    first = lax.reduce_max(lax.slice(sample, (0,) * sample.ndim, tuple(ends)), reduction.axes)
+    total = lax.reduce_sum(sample, reduction.axes)
+    mean = lax.div(total, lax.full_like(total, reduction.samples(sample.shape)))
     rounding = _ROUNDINGS * float(jnp.finfo(sample.dtype).eps)
-    return finite(jnp.where(jnp.abs(mean - first) <= rounding * jnp.abs(mean), first, mean))
+    near = lax.le(lax.abs(lax.sub(mean, first)), lax.mul(lax.full_like(mean, rounding), lax.abs(mean)))
+    return finite(lax.select(near, first, mean))
+
+
+def _is_small(x):
+    return known(*x.shape) and math.prod(x.shape) <= _SMALL
 
 
 def _about(reduction, x, weights, count, shift, same):
     """E[x - shift] and the variance; `same` is the shift once more, for the second sum."""
-    small = known(*x.shape) and math.prod(x.shape) <= _SMALL
 
     def deviation(shift):
         return lax.sub(lax.convert_element_type(x, count.dtype), reduction.broadcast(shift, x.shape))
-
-    def mean(v):
-        total = reduction.compensated_sum if small else reduction.sum
-        return divide(total(weighted(weights, v)), count)
 
     if weights is None:
         d, d_again = deviation(shift), deviation(same)
     else:
         # XLA:CPU does not hand on a sum with a select in it.
         d = d_again = choose(counted(weights, deviation(shift)), cpu=barrier, default=lambda d: d)
+    summed = weighted(weights, d), weighted(weights, lax.square(d_again))
+    totals = reduction.compensated_sums(*summed) if _is_small(x) else map(reduction.sum, summed)
+    mean, mean_square = (divide(total, count) for total in totals)
     # A select, not arithmetic: left bare, XLA recomputes the division inside each consumer and may
     # contract it with the consumer's addition, so that two consumers see two different means.
-    offset = nan_unless_finite(mean(d))
-    var = lax.sub(mean(lax.square(d_again)), lax.square(offset))
+    offset = nan_unless_finite(mean)
+    var = lax.sub(mean_square, lax.square(offset))
     return offset, nan_unless_finite(lax.max(var, lax.full_like(var, 0)))
 
 
 def divide(total: Array, count: Array) -> Array:
     """total / count, and 0 for a channel without samples (whose total is 0)."""
-    one = lax.full_like(count, 1)
-    some = lax.select(lax.gt(count, lax.full_like(count, 0)), count, one)
+    some = lax.select(lax.gt(count, lax.full_like(count, 0)), count, lax.full_like(count, 1))
     return lax.div(total, lax.convert_element_type(some, total.dtype))
 
 
 def finite(v: Array) -> Array:
     """v, and 0 where it is not finite."""
-    return lax.select(_is_finite(v), v, lax.full_like(v, 0))
+    return lax.select(is_finite(v), v, lax.full_like(v, 0))
 
 
 def nan_unless_finite(v: Array) -> Array:
     """NaN for inf too: what overflowed is to be seen, not normalized to 0."""
     # Not a literal NaN, which would trip jax.debug_nans where there is none.
-    return lax.select(_is_finite(v), v, lax.sub(v, v))
+    return lax.select(is_finite(v), v, lax.sub(v, v))
 
 
-def _is_finite(v):
+def is_finite(v: Array) -> Array:
+    """Where v is finite."""
     if jnp.iscomplexobj(v):
         return lax.is_finite(v.real) & lax.is_finite(v.imag)
     return lax.is_finite(v)

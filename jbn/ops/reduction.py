@@ -52,16 +52,20 @@ class Reduction:
             v, gpu=functools.partial(_sum_blocks, blocks), default=lambda v: lax.reduce_sum(v, (0,))
         )
 
-    def compensated_sum(self, v: Array) -> Array:
-        """The same, with what rounding takes from each partial sum carried along.
+    def compensated_sums(self, *values: Array) -> list[Array]:
+        """The same of several arrays, with what rounding takes from each partial sum carried along.
 
         Exact but for the last digit, in whatever order the values are added; some times slower, and not
         differentiable.
         """
-        zero = lax.full_like(v, 0)
-        initial = lax.full_like(v, 0, shape=())
-        total, lost = lax.reduce((v, zero), (initial, initial), _add_exactly, self.axes)
-        return lax.add(total, lost)
+        initial = [lax.full_like(v, 0, shape=()) for v in values]
+        sums = lax.reduce(
+            [(v, lax.full_like(v, 0)) for v in values],
+            [(zero, zero) for zero in initial],
+            lambda a, b: list(map(_add_exactly, a, b)),
+            self.axes,
+        )
+        return [lax.add(total, lost) for total, lost in sums]
 
     def expand(self, s: Array) -> Array:
         """A statistic with axes of size one for those that were summed over."""
