@@ -12,6 +12,10 @@ def flow(function, *args):
     return Dataflow(jax.make_jaxpr(function)(*args))
 
 
+def users(found, value):
+    return [use.by for use in found.uses[value]]
+
+
 @pytest.mark.parametrize(
     "wrap", [lambda f: f, jax.jit, jax.checkpoint, lambda f: jax.jit(jax.checkpoint(jax.jit(f)))]
 )
@@ -23,16 +27,29 @@ def test_a_value_is_the_same_within_calls_and_outside(wrap):
     found = flow(function, 1.0, 2.0)
     (a,), (out,), (b,) = (found.tags[key] for key in (("in", "a"), ("out", "a"), ("in", "b")))
     assert a.operand in found.inputs and a.operand not in found.makers
-    assert found.uses[a.result] == ["add"] and found.makers[out.operand] == "add"
-    assert found.uses[out.result] == ["sin"] and found.makers[out.result] == out
-    assert found.uses[b.result] == ["output"]
+    assert users(found, a.result) == ["add"] and found.makers[out.operand] == "add"
+    assert users(found, out.result) == ["sin"] and found.makers[out.result] == out
+    assert users(found, b.result) == ["output"]
 
 
 def test_each_use_is_counted():
     found = flow(lambda x: (tag(x, "in", "a") * x, x), 1.0)
     (x,) = found.inputs
-    assert [isinstance(use, Tag) for use in found.uses[x]] == [True, False, False]
-    assert found.uses[x][1:] == ["mul", "output"]
+    assert [isinstance(use, Tag) for use in users(found, x)] == [True, False, False]
+    assert users(found, x)[1:] == ["mul", "output"]
+
+
+def test_what_takes_a_value_between_two_tags_and_what_outside():
+    def function(x, y):
+        z = tag(tag(y, "in", "a") * x, "out", "a")
+        return jax.vmap(lambda y: x + y)(jnp.ones(2)), z, y
+
+    found = flow(function, jnp.ones(()), jnp.ones(()))
+    (first,), (last,) = found.tags["in", "a"], found.tags["out", "a"]
+    x, y = (next(v for v in found.inputs if by in users(found, v)) for by in ("mul", first))
+    assert users(found, x) == ["mul", "add"] and found.used_outside(x, first, last)
+    assert users(found, y) == [first, "output"] and found.used_outside(y, first, last)
+    assert not found.used_outside(first.result, first, last)
 
 
 def test_a_program_called_twice_is_followed_twice():
@@ -66,7 +83,7 @@ def test_paths_may_have_spaces_and_other_names_are_left_alone():
         return jax.ad_checkpoint.checkpoint_name(tag(x, "in", "a b"), "other")
 
     found = flow(function, 1.0)
-    assert found.tags["in", "a b"] and found.uses[found.tags["in", "a b"][0].result] == ["name"]
+    assert found.tags["in", "a b"] and users(found, found.tags["in", "a b"][0].result) == ["name"]
 
 
 def test_a_tag_changes_nothing():

@@ -1,6 +1,7 @@
 """NNX models: the copy, what is shared in it, and what was wrapped in transformations."""
 
 import functools
+import pickle
 
 import jax
 import numpy as np
@@ -127,3 +128,28 @@ def test_a_parameter_of_two_layers_is_left(name):
     setattr(model.other, name, getattr(model.l, name))
     report = jbn.tools.fold(model, X, verbose=False).report
     assert report.left == {"n": f"the {name} of l is used elsewhere too"}
+
+
+def test_a_norm_called_again_under_vmap_is_left():
+    model = net(lambda net, x: jax.vmap(lambda z: net.n(z))(net.n(net.l(x))), l=linear(), n=norm())
+    folded, report = jbn.tools.fold(model, X, verbose=False)
+    assert "is used elsewhere too" in report.left["n"]
+    agree(folded(X), model(X))
+
+
+@pytest.mark.parametrize("layer", [jbn.nnx.BatchNorm, nnx.BatchNorm])
+def test_who_asks_what_a_layer_is_gets_the_answer_of_before(layer):
+    def call(net, x):
+        y = net.n(net.l(x))
+        return nnx.relu(y) * net.n.num_features if isinstance(net.n, layer) else y
+
+    model = net(call, l=linear(), n=functools.partial(layer, 4))
+    folded, report = jbn.tools.fold(model, X, verbose=False)
+    assert len(report.folded) == 1 and not nnx.state(folded.n)
+    agree(folded(X), model(X))
+    assert not jbn.tools.fold(folded, X, verbose=False).report.left
+
+
+def test_a_folded_model_can_be_pickled():
+    folded, _ = jbn.tools.fold(net(behind, l=linear(), n=norm()), X, verbose=False)
+    agree(pickle.loads(pickle.dumps(folded))(X), folded(X))

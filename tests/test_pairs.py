@@ -53,6 +53,21 @@ def norm_twice(x):
     return n(dense()(n(dense()(x))))
 
 
+def norm_again_in_a_branch(x):
+    n = norm()
+    y = n(dense()(x))
+    return nn.cond(y.sum() > 0, lambda n, y: n(y), lambda n, y: y, n, y)
+
+
+def scale_read(x):
+    n = norm()
+    return n(dense()(x)), n.variables["params"]["scale"]
+
+
+class Derived(jbn.linen.BatchNorm):
+    """Not the norm it derives from."""
+
+
 def layer_twice(x):
     layer = dense()
     return norm()(layer(layer(x)))
@@ -86,6 +101,12 @@ CASES = {
     "residual": (residual, "the output of Dense_0 is used elsewhere too"),
     "returned": (intermediate, "the output of Dense_0 is used elsewhere too"),
     "norm twice": (norm_twice, "BatchNorm_0 is called 2 times"),
+    "norm again in a branch": (norm_again_in_a_branch, "the scale of BatchNorm_0 is used elsewhere too"),
+    "scale read": (scale_read, "the scale of BatchNorm_0 is used elsewhere too"),
+    "derived norm": (
+        lambda x: Derived(use_running_average=True)(dense()(x)),
+        "Derived derives from a batch norm, and may do something else",
+    ),
     "layer twice": (layer_twice, "Dense_0 is called 2 times"),
     "tied": (tied, "the kernel of Dense_0 is used elsewhere too"),
     "in a loop": (scanned, "is called in a loop, a branch or a transformation, or not at all"),

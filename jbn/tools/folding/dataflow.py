@@ -39,6 +39,7 @@ class Tag(NamedTuple):
         path: of the module.
         operand, result: the value before and after.
         aval: its shape and dtype.
+        at: how many operations came before.
     """
 
     role: str
@@ -46,6 +47,14 @@ class Tag(NamedTuple):
     operand: Any
     result: Any
     aval: Any
+    at: int
+
+
+class Use(NamedTuple):
+    """What takes a value: a tag, or the name of a primitive, or "output"; and when."""
+
+    by: "Tag | str"
+    at: int
 
 
 def tag(x: Any, role: str, path: str) -> Any:
@@ -62,18 +71,25 @@ class Dataflow:
         inputs: the values that the program is given.
         tags: by role and path, one for each time that the program comes there; none of what has been
             given more axes by `jax.vmap`.
-        uses: of each value, what takes it: a tag, the name of a primitive, or "output".
+        uses: of each value, what takes it, in the order of the program.
         makers: of each value but the inputs, what makes it: a tag or the name of a primitive.
     """
 
     def __init__(self, program: Any):
         self.tags: dict[tuple[str, str], list[Tag]] = collections.defaultdict(list)
-        self.uses: dict[Any, list[Tag | str]] = collections.defaultdict(list)
+        self.uses: dict[Any, list[Use]] = collections.defaultdict(list)
         self.makers: dict[Any, Tag | str] = {}
+        self._operations = 0
         inputs = [object() for _ in program.jaxpr.invars]
         self.inputs = frozenset(inputs)
         for value in self._follow(program.jaxpr, inputs):
-            self.uses[value].append("output")
+            self.uses[value].append(Use("output", self._operations))
+
+    def used_outside(self, value: Any, first: Tag, last: Tag) -> bool:
+        """Whether anything but tags takes a value before one tag or after another."""
+        return any(
+            not first.at < use.at < last.at for use in self.uses[value] if not isinstance(use.by, Tag)
+        )
 
     def _follow(self, jaxpr, operands):
         """Records what becomes of the operands; returns the results.
@@ -97,14 +113,15 @@ class Dataflow:
         return [read(v) for v in jaxpr.outvars]
 
     def _record(self, equation, operands, results):
-        user = equation.primitive.name
+        user, self._operations = equation.primitive.name, self._operations + 1
         if user == "name" and equation.params["name"].startswith(_PREFIX):
             _, ndim, role, path = equation.params["name"].split(" ", 3)
-            user = Tag(role, path, operands[0], results[0], equation.outvars[0].aval)
+            aval = equation.outvars[0].aval
+            user = Tag(role, path, operands[0], results[0], aval, self._operations)
             if user.aval.ndim == int(ndim):
                 self.tags[role, path].append(user)
         for value in operands:
-            self.uses[value].append(user)
+            self.uses[value].append(Use(user, self._operations))
         for value in results:
             self.makers[value] = user
 

@@ -54,16 +54,23 @@ def _traced(model, variables, inputs, kwargs):
 
     def record(call, args, kwargs, context):
         module = context.module
-        if context.method_name != "__call__" or type(module) not in (*LAYERS, *NORMS):
+        known = type(module) in (*LAYERS, *NORMS)
+        if context.method_name != "__call__" or not (known or isinstance(module, NORMS)):
             return call(*args, **kwargs)
         path = "/".join(module.path) or "the model"
         modules[path] = module
+        if not known:
+            return call(*args, **kwargs)
         own = {**module.variables.get("params", {}), **module.variables.get("batch_stats", {})}
         return tagged_call(module, path, own, call, args, kwargs)
 
+    options = {"mutable": ["batch_stats"], **kwargs}
+
     def run(variables, *inputs):
         with nn.intercept_methods(record):
-            return model.apply(variables, *inputs, **{"mutable": ["batch_stats"], **kwargs})
+            result = model.apply(variables, *inputs, **options)
+        # Variables that come back as they were given are no other use of them.
+        return result if options["mutable"] is False else result[0]
 
     return modules, traced_program(run, variables, inputs)
 

@@ -1,4 +1,4 @@
-"""Folding in a model of flax.nnx: a copy, with a module that does nothing in the place of a norm."""
+"""Folding in a model of flax.nnx: a copy, whose folded norms do nothing any more."""
 
 import functools
 from typing import Any, NamedTuple
@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import jax
 from flax import nnx
 
+import jbn.nnx
 from jbn.tools.folding.dataflow import traced
 from jbn.tools.folding.foldable import LAYERS, NORMS, folded, tagged_call
 from jbn.tools.folding.pairs import Report, find_pairs
@@ -24,15 +25,25 @@ class FoldedNNX(NamedTuple):
 
 
 class FoldedNorm(nnx.Module):
-    """In the place of a norm that has been folded: `x`, in the dtype that the norm gave."""
+    """What a norm is that has been folded: `x`, in the dtype that the norm gave.
 
-    def __init__(self, dtype: Any):
-        self.dtype = dtype
+    It is still of the class of the norm, for those who ask, with its settings and without its variables.
+    """
+
+    dtype_of_output: Any
 
     def __call__(self, x: jax.Array, *args: Any, **kwargs: Any) -> jax.Array:
         """`x`; the other arguments of a norm make no difference."""
         del args, kwargs
-        return x.astype(self.dtype)
+        return x.astype(self.dtype_of_output)
+
+
+class _OfFlax(FoldedNorm, nnx.BatchNorm):
+    pass
+
+
+class _OfJbn(FoldedNorm, jbn.nnx.BatchNorm):
+    pass
 
 
 def fold_nnx(model: nnx.Module, inputs: tuple[Any, ...], kwargs: dict[str, Any]) -> FoldedNNX:
@@ -51,9 +62,16 @@ def fold_nnx(model: nnx.Module, inputs: tuple[Any, ...], kwargs: dict[str, Any])
             layer.bias, layer.use_bias = nnx.Param(bias), True
         else:
             layer.bias.set_value(bias)
-    folded_norms = {pair.norm: FoldedNorm(pair.dtype) for pair in report.folded}
-    model = nnx.recursive_map(lambda path, node: folded_norms.get(_joined(path), node), model)
+        _empty(norm, pair.dtype)
     return FoldedNNX(model, report)
+
+
+def _empty(norm, dtype):
+    for name, value in vars(norm).copy().items():
+        if isinstance(value, nnx.Variable):
+            setattr(norm, name, nnx.data(None))
+    norm.__class__ = _OfFlax if type(norm) is nnx.BatchNorm else _OfJbn
+    norm.dtype_of_output = dtype
 
 
 def _joined(path):
@@ -65,7 +83,8 @@ def _modules(model: nnx.Module) -> dict[str, Any]:
     return {
         _joined(path): module
         for path, module in nnx.iter_modules(model)
-        if type(module) in (*LAYERS, *NORMS)
+        if type(module) in LAYERS
+        or (isinstance(module, NORMS) and not isinstance(module, FoldedNorm))
     }
 
 
@@ -78,8 +97,9 @@ def _traced(model, inputs, kwargs):
     """The program of a model, with the calls of its layers and norms tagged."""
     model = nnx.clone(model)
     for path, module in _modules(model).items():
-        module.__class__ = _tagged(type(module))
-        module.path_of_fold = path
+        if type(module) in (*LAYERS, *NORMS):
+            module.__class__ = _tagged(type(module))
+            module.path_of_fold = path
     structure, state = nnx.split(model)
 
     def run(state, *inputs):

@@ -56,7 +56,7 @@ def find_pairs(flow: Dataflow, modules: Mapping[str, Any]) -> Report:
     """
     pairs, left = [], {}
     for path, module in modules.items():
-        if type(module) in NORMS:
+        if isinstance(module, NORMS):
             try:
                 pairs.append(_pair(flow, modules, path))
             except _LeftError as reason:
@@ -66,14 +66,16 @@ def find_pairs(flow: Dataflow, modules: Mapping[str, Any]) -> Report:
 
 def _pair(flow, modules, path):
     norm = modules[path]
+    if type(norm) not in NORMS:
+        raise _LeftError(f"{type(norm).__name__} derives from a batch norm, and may do something else")
     kind = getattr(norm, "norm", plain)
     if not is_affine(kind):
         raise _LeftError(f"{kind!r} is not the map of plain batch norm")
     if flow.tags["training", path]:
         raise _LeftError("it normalizes by the batch here; call the model as in inference")
-    x, y = _once(flow, path, "in"), _once(flow, path, "out")
+    x, y = _call(flow, path)
     for name in ("scale", "bias", "mean", "var"):
-        _own(flow, path, name)
+        _check_variable(flow, path, name, x, y)
 
     source = flow.makers.get(x.operand)
     if source is None:
@@ -83,36 +85,33 @@ def _pair(flow, modules, path):
     layer = modules[source.path]
     if type(layer) not in LAYERS:
         raise _LeftError(f"{source.path} is before it, not a layer")
-    _once(flow, source.path, "out")
+    called = _call(flow, source.path)
     if len(flow.uses[source.result]) > 1:
         raise _LeftError(f"the output of {source.path} is used elsewhere too")
     for name in ("kernel", "bias"):
-        value = _own(flow, source.path, name)
-        if value is not None and len(flow.uses[value]) > 2:  # by its tag and by the layer
-            raise _LeftError(f"the {name} of {source.path} is used elsewhere too")
+        _check_variable(flow, source.path, name, *called)
     _check_axis(norm, layer, x.aval.ndim)
     _check_linear(source.path, layer)
     return Pair(path, source.path, y.aval.dtype)
 
 
-def _once(flow, path, role):
-    """The one tag of a module that is called once."""
-    tags = flow.tags[role, path]
-    if not tags:
+def _call(flow, path):
+    """The tags on what goes in and what comes out of a module that is called once."""
+    ins, outs = (flow.tags[role, path] for role in ("in", "out"))
+    if not ins or not outs:
         raise _LeftError(f"{path} is called in a loop, a branch or a transformation, or not at all")
-    if len(tags) > 1:
-        raise _LeftError(f"{path} is called {len(tags)} times")
-    return tags[0]
+    if len(ins) > 1:
+        raise _LeftError(f"{path} is called {len(ins)} times")
+    return ins[0], outs[0]
 
 
-def _own(flow, path, name):
-    """The value of a variable, which must be the model's as it is; None where there is none."""
-    tags = flow.tags[name, path]
-    if not tags:
-        return None
-    if tags[0].operand not in flow.inputs:
-        raise _LeftError(f"the {name} of {path} is made of others before it is used")
-    return tags[0].operand
+def _check_variable(flow, path, name, x, y):
+    """A variable must be the model's as it is, and be used in the one call alone, from x to y."""
+    for tag in flow.tags[name, path]:
+        if tag.operand not in flow.inputs:
+            raise _LeftError(f"the {name} of {path} is made of others before it is used")
+        if flow.used_outside(tag.operand, x, y):
+            raise _LeftError(f"the {name} of {path} is used elsewhere too")
 
 
 def _check_axis(norm, layer, ndim):
