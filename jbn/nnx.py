@@ -52,6 +52,11 @@ class BatchNorm(nnx.Module):
         [-1.41 -0.71  0.    0.71  1.41] [0.03]
     """
 
+    _CLOSED_OVER = (
+        "BatchNorm updates its running statistics in training: pass the model as an argument of the "
+        "transformed function instead of closing over it, or call model.eval() first"
+    )
+
     def __init__(
         self,
         num_features: int | Sequence[int],
@@ -178,10 +183,7 @@ class BatchNorm(nnx.Module):
             for name, value in batch_stats.items():
                 getattr(self, name).set_value(value)
         except errors.TraceContextError as error:
-            error.add_note(
-                "BatchNorm updates its running statistics in training: pass the model as an argument "
-                "of the transformed function instead of closing over it, or call model.eval() first"
-            )
+            error.add_note(self._CLOSED_OVER)
             raise
 
     def _output_dtype(self, x, arrays):

@@ -200,3 +200,18 @@ def test_no_warning_without_subclasses():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         convert_model(Network(nnx.Rngs(0)))
+
+
+def test_what_a_user_has_set_on_a_layer_is_carried_over():
+    layer = nnx.BatchNorm(3, rngs=nnx.Rngs(0))
+    layer.gain, layer.purpose = nnx.Param(np.ones(3, np.float32)), "gates"
+    gain = layer.gain
+    jbn.tools.convert_model(layer, jbn.domains(2))
+    assert layer.gain is gain and layer.purpose == "gates"
+    assert "gain" in nnx.state(layer, nnx.Param)
+
+
+def test_a_model_of_shapes():
+    model = nnx.eval_shape(lambda: nnx.Sequential(nnx.BatchNorm(4, rngs=nnx.Rngs(0))))
+    jbn.tools.convert_model(model, jbn.domains(2))
+    assert model.layers[0].mean.get_value() == jax.ShapeDtypeStruct((2, 4), np.float32)

@@ -191,6 +191,11 @@ class TestErrors:
         with pytest.raises(ValueError, match=r"must have a batch norm, got none .*the statistics too"):
             tool(nnx.state(NNX(), nnx.Param))
 
+    def test_no_parameters(self, tool):
+        variables = {"params": {}, "batch_stats": linen()["batch_stats"]}
+        with pytest.raises(ValueError, match="`variables` must have parameters, got none"):
+            tool(variables)
+
     def test_no_tree(self, tool):
         with pytest.raises(ValueError, match="or its state, got list"):
             tool([1, 2])

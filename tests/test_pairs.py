@@ -101,7 +101,10 @@ CASES = {
     "residual": (residual, "the output of Dense_0 is used elsewhere too"),
     "returned": (intermediate, "the output of Dense_0 is used elsewhere too"),
     "norm twice": (norm_twice, "BatchNorm_0 is called 2 times"),
-    "norm again in a branch": (norm_again_in_a_branch, "the scale of BatchNorm_0 is used elsewhere too"),
+    "norm again in a branch": (
+        norm_again_in_a_branch,
+        "the scale of BatchNorm_0 is used elsewhere too",
+    ),
     "scale read": (scale_read, "the scale of BatchNorm_0 is used elsewhere too"),
     "derived norm": (
         lambda x: Derived(use_running_average=True)(dense()(x)),
@@ -153,6 +156,11 @@ def test_a_norm_that_is_left_and_why(name):
     *_, last = report.left.values()
     assert not report.folded and reason in last
     jax.tree.map(np.testing.assert_array_equal, folded, variables)
+
+
+def test_inference_may_be_asked_for_by_a_bool_of_numpy():
+    model = nn.Sequential([dense(), norm(use_running_average=np.bool_(True))])
+    assert jbn.tools.fold(model, trained_linen(model, X), X, verbose=False).report.folded
 
 
 def test_the_report_in_lines():

@@ -326,6 +326,13 @@ class TestData:
         variables = model.init(jax.random.key(0), BATCHES[0])
         with pytest.raises(ValueError, match="`model` must have batch norm layers"):
             jbn.tools.recalibrate(model, variables, BATCHES)
+        with pytest.raises(TypeError, match="`variables` must be Linen's"):
+            jbn.tools.recalibrate(model, None, BATCHES)
+
+    def test_what_is_no_array(self):
+        model, variables = started()
+        with pytest.raises(TypeError, match="a batch must hold arrays of JAX or NumPy, got str"):
+            jbn.tools.recalibrate(model, variables, [(BATCHES[0], "name")], call=inference)
 
     def test_frozen_dicts_stay_frozen(self):
         model, variables = started()
@@ -351,7 +358,7 @@ class TestProgress:
     def test_a_bar_for_each_pass(self, capsys):
         recalibrated(progress=True, layer_by_layer=True)
         shown = capsys.readouterr().err
-        assert "pass 2 of at most 2: 100%" in shown and "4/4" in shown
+        assert "pass 3: 100%" in shown and "pass 4" not in shown and "4/4" in shown
 
     def test_without_tqdm(self, monkeypatch):
         monkeypatch.setitem(sys.modules, "tqdm", None)

@@ -24,7 +24,7 @@ def average_stats(
 
     with E the plain mean over the devices: the mean and variance of samples drawn from all of them
     alike. Averaging the variances alone, as is often done, leaves out how far the devices' means lie
-    apart. Any other statistic is averaged if it is a floating-point array, and kept if not.
+    apart. Any other statistic is averaged too; whole numbers, such as a count, are rounded down.
 
     Args:
         batch_stats: the statistics of one layer, or a pytree of mappings with those of many
@@ -57,7 +57,8 @@ def average_stats(
     def average(value):
         value = jnp.asarray(value)
         if not jnp.issubdtype(value.dtype, jnp.inexact):
-            return value
+            total, count = _collectives.psum((value, jnp.ones_like(value)), axis_name, groups)
+            return total // count
         wide = value.astype(_dtypes.promote(value.dtype))
         total, count = _collectives.psum((wide, jnp.ones_like(wide)), axis_name, groups)
         return (total / count).astype(value.dtype)

@@ -3,6 +3,8 @@
 from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar
 
+import jax
+import numpy as np
 from flax import nnx
 
 T = TypeVar("T")
@@ -15,6 +17,12 @@ def variables_and_batches(model: Any, given: tuple[Any, ...]) -> tuple[list[Any]
             f"a Linen module takes `variables` and `batches` besides, an NNX module `batches`, got "
             f"{len(given)} arguments besides {type(model).__name__}"
         )
+    for variables in given[:-1]:
+        if not isinstance(variables, Mapping):
+            raise TypeError(
+                f"`variables` must be Linen's, with 'params' and 'batch_stats', got "
+                f"{type(variables).__name__}"
+            )
     return list(given[:-1]), given[-1]
 
 
@@ -30,6 +38,22 @@ def check_batches(name: str, batches: Any, several: str | None = None) -> None:
             f"{several} iterates over `{name}` several times, got {type(batches).__name__}, which can "
             f"be iterated once: make it a list"
         )
+
+
+def check_batch(batch: Any) -> None:
+    """Fails where a batch holds something that JAX takes for no array."""
+    for leaf in jax.tree.leaves(batch):
+        if not _is_array(leaf):
+            raise TypeError(
+                f"a batch must hold arrays of JAX or NumPy, got {type(leaf).__name__}: convert it, and "
+                f"leave out what is none, as in [jnp.asarray(images) for images, names in loader]"
+            )
+
+
+def _is_array(leaf):
+    if isinstance(leaf, (np.ndarray, np.generic)):
+        return leaf.dtype.kind not in "OSU"
+    return isinstance(leaf, (jax.Array, bool, int, float, complex)) or hasattr(leaf, "__jax_array__")
 
 
 def shown(items: Iterable[T], progress: bool, description: str) -> Iterable[T]:

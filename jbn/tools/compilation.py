@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import types
 from collections.abc import Callable, Hashable, Iterator
 from typing import Any
 
@@ -31,12 +32,15 @@ def intercepted(interceptor: Callable[..., Any], *meaning: Hashable) -> Iterator
 def compiled(function: Callable[..., Any], *static: Any) -> Callable[..., Any]:
     """`jax.jit` of a function without its first arguments, which it is compiled for.
 
-    It is compiled once for each of them, or, where they cannot be hashed, as modules with lists in
-    their fields cannot, each time that this is called.
+    It is compiled once for each of them, or each time that this is called, where they cannot be hashed,
+    as modules with lists in their fields cannot, or are methods, whose objects may have changed.
     """
     try:
         hash(static)
+        again = any(isinstance(value, types.MethodType) for value in static)
     except TypeError:
+        again = True
+    if again:
         return jax.jit(functools.partial(function, *static))
     return functools.partial(_jitted(function, len(static)), *static)
 

@@ -5,6 +5,7 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from flax import nnx
@@ -59,6 +60,10 @@ def interceptor(change: Change, **fields: Any) -> Callable[..., Any]:
     return intercept
 
 
+class _OfBoth(jbn_nnx.BatchNorm, nnx.BatchNorm):
+    """In the place of a layer of Flax: a model that asks for its class goes the way that it went."""
+
+
 def with_norms(model: nnx.Module, change: Change) -> tuple[nnx.Module, dict[Any, jbn_nnx.BatchNorm]]:
     """A copy of an NNX model in which the layers have changed norms, and these layers by their path.
 
@@ -69,6 +74,7 @@ def with_norms(model: nnx.Module, change: Change) -> tuple[nnx.Module, dict[Any,
     def visit(path, node):
         if type(node) is nnx.BatchNorm:
             node = nnx_layer("/".join(map(str, path)), node, plain)
+            node.__class__ = _OfBoth
         if isinstance(node, jbn_nnx.BatchNorm):
             node.norm = change(node.norm)
             layers[path] = node
@@ -78,7 +84,10 @@ def with_norms(model: nnx.Module, change: Change) -> tuple[nnx.Module, dict[Any,
 
 
 def nnx_layer(path: str, layer: nnx.BatchNorm, norm: Norm) -> jbn_nnx.BatchNorm:
-    """A layer of jbn with the arguments and the Variables of one of Flax; `path` is for the error."""
+    """A layer of jbn with the arguments and the Variables of one of Flax; `path` is for the error.
+
+    What else somebody has set on the layer is there too.
+    """
     arguments = {
         name: getattr(layer, name)
         for name in inspect.signature(nnx.BatchNorm.__init__).parameters
@@ -93,10 +102,19 @@ def nnx_layer(path: str, layer: nnx.BatchNorm, norm: Norm) -> jbn_nnx.BatchNorm:
         if fresh is not None and fresh.shape == of_one_layer:
             setattr(new, name, variable)
         elif isinstance(fresh, nnx.BatchStat) and fresh.shape[1:] == variable.shape == of_one_layer:
-            setattr(new, name, variable.replace(jnp.broadcast_to(variable[...], fresh.shape)))
+            setattr(new, name, variable.replace(_repeated(variable.get_value(), fresh.shape)))
         else:
             raise ValueError(
                 f"`norm` must have a '{name}' like that of {path}, of shape {variable.shape}, got "
                 f"{'none' if fresh is None else fresh.shape} from {norm!r}"
             )
+    for name, value in vars(layer).items():
+        if not hasattr(new, name):
+            setattr(new, name, value)
     return new
+
+
+def _repeated(value, shape):
+    if isinstance(value, jax.ShapeDtypeStruct):
+        return jax.ShapeDtypeStruct(shape, value.dtype)
+    return jnp.broadcast_to(value, shape)

@@ -95,7 +95,12 @@ def _of_params(variables: Any, value: Callable[[bool, str], Any]) -> Any:
         *layer, name = names(key_path)
         return value(tuple(layer) in norms, name)
 
-    if not isinstance(tree, nnx.State):
-        return jax.tree.map_with_path(of, {"params": tree["params"]})["params"]
+    if isinstance(tree, nnx.State):
+        params: Any = nnx.filter_state(tree, nnx.Param)
+    else:
+        params = {"params": tree["params"]}
+    if not jax.tree.leaves(params):
+        raise ValueError("`variables` must have parameters, got none")
     # One value for each variable: `nnx.Optimizer` shows optax variables at first and arrays later.
-    return jax.tree.map_with_path(of, nnx.filter_state(tree, nnx.Param), is_leaf=is_variable)
+    values = jax.tree.map_with_path(of, params, is_leaf=is_variable)
+    return values if isinstance(tree, nnx.State) else values["params"]

@@ -11,10 +11,12 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from jbn import _dtypes
 from jbn._norm import Norm
-from jbn.tools.batches import check_batches, shown, variables_and_batches
+from jbn.tools.batches import check_batch, check_batches, shown, variables_and_batches
 from jbn.tools.compilation import compiled, intercepted
 from jbn.tools.norm_layers import innermost, interceptor, with_norms
+from jbn.tools.norm_variables import norm_layers
 from jbn.tools.recalibrate import recalibrate
 from jbn.variants.weighted_inference import WeightedInference, weighted_inference
 
@@ -48,6 +50,8 @@ class InferenceChoice:
 
     def apply(self, *args: Any, **options: Any) -> Any:
         """`model.apply(variables, *args, **options)` of a Linen module, with the norms chosen."""
+        if isinstance(self.model, nnx.Module):
+            raise TypeError("`apply` is for Linen; the chosen NNX model is `model`: call that")
         with _weighing(self.alpha):
             return self.model.apply(self.variables, *args, **options)
 
@@ -97,8 +101,8 @@ def tune_inference(
         An `InferenceChoice`. Of losses that are equal the first is chosen; NaN never, unless all are.
 
     Raises:
-        ValueError: an alpha is not in [0, 1], there is no batch, or the inference of a norm is not
-            plain, as that of `jbn.inplace`: take `alphas=()`.
+        ValueError: an alpha is not in [0, 1], there is no batch or no layer, or the inference of a norm
+            is not plain, as that of `jbn.inplace`: take `alphas=()`.
         TypeError: an argument is not of the form above.
 
     Example:
@@ -121,6 +125,8 @@ def tune_inference(
     """
     variables, batches = variables_and_batches(model, given)
     check_batches("batches", batches, "jbn.tools.tune_inference")
+    if not norm_layers(model if isinstance(model, nnx.Module) else variables[0]):
+        raise ValueError("`model` must have batch norm layers with running statistics, got none")
     models = {"running": (model, *variables)}
     if calibration is not None:
         again = nnx.clone(model) if isinstance(model, nnx.Module) else model
@@ -156,7 +162,10 @@ def _mean_loss(batches, model, *variables, loss, alpha, rngs):
         step = functools.partial(compiled(_nnx_loss, structure, loss), state)
     else:
         step = functools.partial(compiled(_linen_loss, model, loss, alpha), *variables, rngs)
-    totals = [jax.device_get(step(batch)) for batch in batches]
+    totals = []
+    for batch in batches:
+        check_batch(batch)
+        totals.append(jax.device_get(step(batch)))
     if not totals:
         raise ValueError("`batches` must hold a batch, got none")
     total, count = (math.fsum(map(float, values)) for values in zip(*totals, strict=True))
@@ -177,8 +186,10 @@ def _nnx_loss(structure, loss, state, batch):
 
 
 def _total_and_count(losses):
+    if losses is None:
+        raise TypeError("`loss` must return a loss, or an array of them, got None")
     losses = jnp.asarray(losses)
-    return jnp.sum(losses), losses.size
+    return jnp.sum(losses.astype(_dtypes.promote(losses.dtype))), losses.size
 
 
 def _evaluated(model, alpha):

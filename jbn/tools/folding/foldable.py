@@ -52,7 +52,9 @@ def tagged_call(
 def _in_inference(norm, args, kwargs):
     given = args[1] if len(args) > 1 else kwargs.get("use_running_average")
     given = norm.use_running_average if given is None else given
-    return (isinstance(given, (bool, np.bool_)) and bool(given)) or isinstance(getattr(norm, "norm", None), Frozen)
+    return (isinstance(given, (bool, np.bool_)) and bool(given)) or isinstance(
+        getattr(norm, "norm", None), Frozen
+    )
 
 
 def is_affine(norm: Norm) -> bool:

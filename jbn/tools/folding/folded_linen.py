@@ -9,6 +9,7 @@ from flax import linen as nn
 from flax.core import unfreeze
 from flax.core.meta import unbox
 
+from jbn.tools.compilation import intercepted
 from jbn.tools.folding.dataflow import traced as traced_program
 from jbn.tools.folding.foldable import LAYERS, NORMS, folded, tagged_call
 from jbn.tools.folding.pairs import Report, find_pairs
@@ -96,8 +97,10 @@ def _without(model, dtypes, biased):
             y = y + bias.reshape((1,) * (y.ndim - bias.ndim) + bias.shape)
         return y
 
+    meaning = object()
+
     def apply(variables, *args, **kwargs):
-        with nn.intercept_methods(replace):
+        with intercepted(replace, "folded", meaning):
             return model.apply(variables, *args, **kwargs)
 
     return apply

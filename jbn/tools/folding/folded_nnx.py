@@ -27,7 +27,7 @@ class FoldedNNX(NamedTuple):
 class FoldedNorm(nnx.Module):
     """What a norm is that has been folded: `x`, in the dtype that the norm gave.
 
-    It is still of the class of the norm, for those who ask, with its settings and without its variables.
+    Still of the class of the norm, for those who ask, with its settings, and without its variables.
     """
 
     dtype_of_output: Any
@@ -83,8 +83,7 @@ def _modules(model: nnx.Module) -> dict[str, Any]:
     return {
         _joined(path): module
         for path, module in nnx.iter_modules(model)
-        if type(module) in LAYERS
-        or (isinstance(module, NORMS) and not isinstance(module, FoldedNorm))
+        if type(module) in LAYERS or (isinstance(module, NORMS) and not isinstance(module, FoldedNorm))
     }
 
 
