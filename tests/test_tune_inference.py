@@ -143,15 +143,15 @@ def test_a_scalar_counts_as_one_and_nan_is_not_chosen():
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_losses_in_half_precision_are_summed_in_float32(dtype):
-    """70,000 of them, and alike but for a thousandth."""
     x = np.tile(DATA[0], (730, 1, 1))
 
     def loss(model, x):
         return (1 + 1e-3 * model(x) ** 2).astype(dtype)
 
     choice = jbn.tools.tune_inference(NNXNetwork(), [x], loss=loss, alphas=(0.5,))
-    whole = [np.asarray(loss(lambda x: expected(x, alpha), x), np.float64) for alpha in (0, 0.5)]
-    np.testing.assert_allclose(list(choice.losses.values()), [v.mean() for v in whole], rtol=1e-5)
+    means = [np.mean(1 + 1e-3 * expected(x, alpha) ** 2) for alpha in (0, 0.5)]
+    eps = float(jnp.finfo(dtype).eps)
+    np.testing.assert_allclose(list(choice.losses.values()), means, rtol=eps)
     with pytest.raises(TypeError, match="the chosen NNX model is `model`"):
         choice.apply(x)
 
@@ -183,7 +183,7 @@ class TestArguments:
             jbn.tools.tune_inference(model, variables, DATA, loss=lambda model, x: model(x))
 
     def test_no_loss(self):
-        with pytest.raises(TypeError, match="`loss` must return a loss, .* got None"):
+        with pytest.raises(TypeError, match="`loss` must return a loss"):
             jbn.tools.tune_inference(NNXNetwork(), DATA, loss=lambda model, x: None)
 
     def test_progress(self, capsys):

@@ -209,8 +209,8 @@ def _population(batches, layer_by_layer, progress, step, stats, layers):
     """The new mean and variance of layers, and the layers that nothing reached."""
     if not layers:
         raise ValueError(
-            "`model` must have batch norm layers with running statistics, got none; Linen's `variables` "
-            "must hold their 'batch_stats', and subclasses of flax.nnx.BatchNorm are left as they are"
+            "`model` must have batch norm layers with running statistics, got none; Linen's need "
+            "'batch_stats' in `variables`, and subclasses of flax.nnx.BatchNorm are left as they are"
         )
     passes = _most_passes(stats, layers) if layer_by_layer else 1
     new: Stats = {}
