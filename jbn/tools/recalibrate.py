@@ -153,7 +153,7 @@ def _of_nnx(model, call, by_batch, population):
     copy.eval()
     owners: dict[int, Any] = {}
     for path, layer in layers.items():
-        if (owner := owners.setdefault(id(layer.mean), path)) != path:
+        if (owner := owners.setdefault(id(vars(layer)["mean"]), path)) != path:
             raise ValueError(
                 f"`model` has two layers with one mean, {_joined(owner)} and {_joined(path)}: what "
                 f"reaches the one is not what reaches the other; give each statistics of its own"

@@ -54,7 +54,7 @@ def _traced(model, variables, inputs, kwargs):
     modules = {}
 
     def record(call, args, kwargs, context):
-        module = context.module
+        module: Any = context.module
         known = type(module) in (*LAYERS, *NORMS)
         if context.method_name != "__call__" or not (known or isinstance(module, NORMS)):
             return call(*args, **kwargs)

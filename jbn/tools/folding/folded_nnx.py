@@ -66,11 +66,11 @@ def fold_nnx(model: nnx.Module, inputs: tuple[Any, ...], kwargs: dict[str, Any])
     return FoldedNNX(model, report)
 
 
-def _empty(norm, dtype):
+def _empty(norm: Any, dtype: Any) -> None:
     for name, value in vars(norm).copy().items():
         if isinstance(value, nnx.Variable):
             setattr(norm, name, nnx.data(None))
-    norm.__class__ = _OfFlax if type(norm) is nnx.BatchNorm else _OfJbn
+    norm.__class__ = {nnx.BatchNorm: _OfFlax, jbn.nnx.BatchNorm: _OfJbn}[type(norm)]
     norm.dtype_of_output = dtype
 
 
