@@ -54,9 +54,9 @@ def _traced(model, variables, inputs, kwargs):
     modules = {}
 
     def record(call, args, kwargs, context):
-        module: Any = context.module
+        module = context.module
         known = type(module) in (*LAYERS, *NORMS)
-        if context.method_name != "__call__" or not (known or isinstance(module, NORMS)):
+        if context.method_name != "__call__" or not (known or issubclass(type(module), NORMS)):
             return call(*args, **kwargs)
         path = "/".join(module.path) or "the model"
         modules[path] = module
