@@ -16,6 +16,7 @@ from jbn import _checks, _collectives, _dtypes, _warnings
 from jbn._derivative import batch_normalized, normalized
 from jbn._form import Affine, Form
 from jbn._masking import as_weights
+from jbn._mode import by_mode
 from jbn._running import decay, updated
 from jbn._statistics import Moments
 from jbn._typing import (
@@ -176,17 +177,8 @@ def batch_norm(
     def inference(batch_stats):
         return _infer((form, dtype), reduction, x, weights, affine, batch_stats), batch_stats
 
-    if isinstance(train, bool):
-        return training(batch_stats) if train else inference(batch_stats)
-    if jnp.iscomplexobj(x):
-        batch_stats["mean"] = batch_stats["mean"].astype(x.dtype)
-    # Both branches must vary over the same devices, which in training x and the mask decide.
-    for v in (x,) if weights is None else (x, weights):
-        nothing = jnp.sum(jnp.zeros_like(v, dtype=jnp.float32))
-        if axis_name is not None:
-            (nothing,) = _collectives.psum((nothing,), axis_name, groups)
-        batch_stats = {name: s + nothing.astype(s.dtype) for name, s in batch_stats.items()}
-    return jax.lax.cond(train, training, inference, batch_stats)
+    mapped = {"axis_name": axis_name, "groups": groups}
+    return by_mode(train, training, inference, batch_stats, x, weights, **mapped)
 
 
 @functools.partial(jax.jit, static_argnums=0)

@@ -54,6 +54,23 @@ def reduction_axes(features: tuple[int, ...], ndim: int) -> tuple[int, ...]:
     return tuple(a for a in range(ndim) if a not in features)
 
 
+def example_axes(features: tuple[int, ...], ndim: int) -> tuple[int, ...]:
+    """The axes that hold no features, of which the first is that of the examples."""
+    reduced = reduction_axes(features, ndim)
+    if not reduced:
+        raise ValueError(
+            f"`axis` must leave an axis of `x` for the examples, got {features} of {ndim} axes"
+        )
+    return reduced
+
+
+def positive_integer(name: str, value: Any) -> None:
+    """Fails where a setting is none."""
+    whole = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+    if not whole or value < 1:
+        raise ValueError(f"`{name}` must be a positive integer, got {value!r}")
+
+
 def array(name: str, value: Any, kind: Any = jnp.number) -> Array:
     """An array of numbers, or of another kind of dtype."""
     try:

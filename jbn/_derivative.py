@@ -53,7 +53,7 @@ def normalized(
 ) -> Array:
     """y of given moments, in `dtype`, differentiable. The weights matter to the gradients alone."""
     del weights
-    affine = affine._replace(scale=form.training_scale(affine, m, dtype))
+    affine = affine._replace(scale=form.training_scale(reduction, affine, m, dtype))
     y = form.activation(scale_and_shift(reduction, x, m, affine)).astype(dtype)
     if form.lossless:
         return y
@@ -97,7 +97,7 @@ def _moments_jvp(primals, tangents):
         d = Form().deviation(reduction, kept)
         return _moments_tangent(reduction, d, weights, m, t, tweights)
 
-    kept = Form().keep(x, x, m, Affine(None, None, None))
+    kept = Form().keep(reduction, x, x, m, Affine(None, None, None))
     return m, _zeros_for_none(m, tangent(reduction, kept, weights, m, t, tweights))
 
 
@@ -115,7 +115,7 @@ def _normalized_jvp(form, dtype, primals, tangents):
             form, dtype, reduction, kept, weights, d, affine, rstd, t, tm, taffine, centre
         )
 
-    kept, rstd = form.keep(x, y, m, affine), _rstd(m, affine)
+    kept, rstd = form.keep(reduction, x, y, m, affine), _rstd(m, affine)
     return y, tangent(reduction, kept, weights, m, affine, rstd, t, tm, taffine)
 
 
@@ -140,7 +140,7 @@ def _batch_normalized_jvp(form, dtype, primals, tangents):
         )
         return ty, tm
 
-    kept, rstd = form.keep(x, y, m, affine), _rstd(m, affine)
+    kept, rstd = form.keep(reduction, x, y, m, affine), _rstd(m, affine)
     ty, tm = tangent(reduction, kept, weights, m, affine, rstd, t, tweights, taffine)
     return (y, m), (ty, _zeros_for_none(m, tm))
 

@@ -36,18 +36,20 @@ class Form:
 
     lossless: ClassVar[bool] = True
 
-    def training_scale(self, affine: Affine, m: Moments, dtype: jnp.dtype) -> Array | None:
+    def training_scale(
+        self, reduction: Reduction, affine: Affine, m: Moments, dtype: jnp.dtype
+    ) -> Array | None:
         """The scale that is used in training, for a y of `dtype`."""
-        del m, dtype
+        del reduction, m, dtype
         return affine.scale
 
     def activation(self, z: Array) -> Array:
         """y of z, in the dtype of z."""
         return z
 
-    def keep(self, x: Array, y: Array, m: Moments, affine: Affine) -> Any:
+    def keep(self, reduction: Reduction, x: Array, y: Array, m: Moments, affine: Affine) -> Any:
         """What the backward pass needs: one array of the size of x, others per channel."""
-        del y, affine
+        del reduction, y, affine
         return x, jnp.asarray(m.mean)
 
     def deviation(self, reduction: Reduction, kept: Any) -> Array:

@@ -58,15 +58,22 @@ class Norm:
         self.check(options)
         return _batch_norm.batch_norm(x, params, batch_stats, train=train, **options)
 
-    def check(self, options: Iterable[str]) -> None:
-        """Fails where an option is none of those that `apply` takes."""
-        known = keywords(self)
+    def check(self, options: Iterable[str], by_layer: Iterable[str] = ()) -> None:
+        """Fails where an option is none of those that `apply` takes, or one that a layer gives it."""
+        known = keywords(self) - set(by_layer)
         if unknown := sorted(set(options) - known):
+            call = " in the call of a layer" if by_layer else ""
             raise TypeError(
-                f"{self!r} takes no keyword {', '.join(f'`{name}`' for name in unknown)}; it takes "
-                f"{', '.join(sorted(known))}"
+                f"{self!r} takes no keyword {', '.join(f'`{name}`' for name in unknown)}{call}; it takes "
+                f"{', '.join(sorted(known)) or 'none besides'}"
             )
 
+
+# What the layers hand on besides, from their fields and arguments.
+BY_LAYER = (
+    *("train", "axis", "momentum", "epsilon", "mask"),
+    *("axis_name", "axis_index_groups", "running_variance", "dtype"),
+)
 
 plain = Norm()
 

@@ -12,7 +12,7 @@ from flax.typing import Axes, Dtype, Initializer
 from jax.typing import ArrayLike
 
 from jbn import _checks, _dtypes, _warnings
-from jbn._norm import Norm, as_norm, plain
+from jbn._norm import BY_LAYER, Norm, as_norm, plain
 from jbn._typing import AxisIndexGroups, AxisName, Flag, RunningVariance
 
 
@@ -86,7 +86,7 @@ class BatchNorm(nn.Module):
             y of the shape of `x`; the running statistics are updated in place in training.
         """
         norm = as_norm(self.norm)
-        norm.check(options)
+        norm.check(options, BY_LAYER)
         given = nn.merge_param("use_running_average", self.use_running_average, use_running_average)
         inference = _checks.flag("use_running_average", given)
         x = jnp.asarray(x)

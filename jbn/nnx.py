@@ -12,7 +12,7 @@ from flax.typing import Axes, Dtype, Initializer
 from jax.typing import ArrayLike
 
 from jbn import _checks
-from jbn._norm import Norm, as_norm, plain
+from jbn._norm import BY_LAYER, Norm, as_norm, plain
 from jbn._typing import AxisIndexGroups, AxisName, Flag, RunningVariance
 
 _NO_METADATA: Mapping[str, Any] = MappingProxyType({})
@@ -146,7 +146,8 @@ class BatchNorm(nnx.Module):
         Returns:
             y of the shape of `x`; the running statistics are updated in place in training.
         """
-        self.norm.check(options)
+        norm = as_norm(self.norm)
+        norm.check(options, BY_LAYER)
         given = nnx.module.first_from(
             use_running_average,
             self.use_running_average,
@@ -159,7 +160,7 @@ class BatchNorm(nnx.Module):
         x = jnp.asarray(x)
         variables = {name: getattr(self, name) for name in (*self._params, *self._batch_stats)}
         arrays: dict[str, Any] = {n: None if v is None else v[...] for n, v in variables.items()}
-        y, updated = self.norm.apply(
+        y, updated = norm.apply(
             x,
             {name: arrays[name] for name in self._params if arrays[name] is not None},
             {name: arrays[name] for name in self._batch_stats},

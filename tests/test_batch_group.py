@@ -116,3 +116,36 @@ def test_channels_that_do_not_divide():
         norm.apply(X, PARAMS, norm.init(3)[1], train=True)
     with pytest.raises(ValueError, match="`features` must have one feature axis"):
         norm.init((3, 3))
+
+
+@pytest.mark.parametrize(
+    "norm",
+    [jbn.ghost(size=2), jbn.weighted_inference(0.3), jbn.domains(2)],
+    ids=lambda n: type(n).__name__,
+)
+@pytest.mark.parametrize("mode", [True, False], ids=["training", "inference"])
+def test_channels_before_the_examples(norm, mode):
+    norm = jbn.batch_group(2, norm)
+    options = {"domain": jnp.array([0, 1, 0, 1, 0, 1])} if "Domains" in repr(norm) else {}
+    params, stats = norm.init(4)
+    y, expected = norm.apply(X, params, stats, train=mode, **options)
+    first, new = norm.apply(X.transpose(2, 0, 1), params, stats, train=mode, axis=0, **options)
+    close((first.transpose(1, 2, 0), new), (y, expected))
+
+
+@pytest.mark.parametrize("mode", [True, False], ids=["training", "inference"])
+@pytest.mark.parametrize(
+    "norm", [jbn.batch_group(2), jbn.ghost(groups=2)], ids=lambda n: type(n).__name__
+)
+@pytest.mark.parametrize("shape", [(0, 5, 4), (6, 0, 4)], ids=str)
+def test_nothing_at_all(norm, shape, mode):
+    params, stats = norm.init(4)
+    y, new = norm.apply(jnp.zeros(shape), params, stats, train=mode)
+    assert y.shape == shape
+    jax.tree.map(np.testing.assert_array_equal, new, stats)
+
+
+def test_of_an_inplace_norm_without_a_scale():
+    norm = jbn.batch_group(2, jbn.inplace("identity"))
+    y, _ = train(norm, params={"bias": PARAMS["bias"]})
+    close(y, train(jbn.batch_group(2), params={"bias": PARAMS["bias"]})[0])

@@ -23,12 +23,11 @@ class Doubled(by_moments.ByMoments):
     name: str = ""
     seen: list = dataclasses.field(default_factory=list, compare=False)
 
-    def in_training(self, x, params, batch_stats, *, train, average, **options):
-        self.seen.append((train, average))
+    def in_training(self, x, params, batch_stats, *, average, **options):
+        self.seen.append(average)
 
         def statistics(m, params):
-            doubled = dataclasses.replace(m, var=4 * m.var)
-            return by_moments.by_mode(train, doubled, by_moments.running(batch_stats, m)), params
+            return dataclasses.replace(m, var=4 * m.var), params
 
         y, m = by_moments.normalized_by(statistics, x, params, **options)
         return y, {"mean": m.mean, "var": m.var}
@@ -55,8 +54,8 @@ def test_inference_and_a_traced_flag():
 
 def test_is_traced_once_for_all_arrays_and_again_for_what_decides_the_program():
     norm = Doubled("counted")
-    for x in (X, 2 * X):
-        norm.apply(x, PARAMS, STATS, train=True, axis=[-1])
+    for x, momentum, epsilon in ((X, 0.9, 1e-5), (2 * X, 0.8, 1e-3)):
+        norm.apply(x, PARAMS, STATS, train=True, axis=[-1], momentum=momentum, epsilon=epsilon)
     assert len(norm.seen) == 1
     with _warnings.initializing():
         norm.apply(X, PARAMS, STATS, train=True)
@@ -72,6 +71,9 @@ def test_is_traced_once_for_all_arrays_and_again_for_what_decides_the_program():
         ({"mask": -np.ones((8, 1))}, "`mask` must be boolean or weights >= 0"),
         ({"axis": 5}, "`axis` names the feature axis"),
         ({"epsilon": 0.0}, "`epsilon` must be a positive finite number"),
+        ({"epsilon": jnp.asarray(-1.0)}, "`epsilon` must be a positive finite number"),
+        ({"momentum": jnp.asarray(2.0)}, "`momentum` must lie in"),
+        ({"running_variance": "sample"}, "`running_variance` must be one of"),
         ({"axis_index_groups": [[0]]}, "`axis_index_groups` divides the devices"),
     ],
     ids=str,

@@ -64,6 +64,7 @@ REFUSED = {
     ("batch_group", "conditional"),
     ("batch_group", "domains, own params"),
     ("conditional", "conditional"),
+    ("conditional", "frozen"),
     ("conditional", "domains, own params"),
     ("timesteps", "timesteps"),
     *itertools.product(BY_DOMAIN, BY_DOMAIN),

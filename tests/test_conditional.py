@@ -32,8 +32,7 @@ def test_for_examples_positions_or_the_whole_batch(shape):
 @pytest.mark.parametrize(("axis", "order"), [(1, (0, 2, 1)), (0, (2, 0, 1))], ids=str)
 def test_examples_are_the_first_axis_that_is_reduced(axis, order):
     scale = jnp.asarray(RNG.uniform(0.5, 2, (6, 4)), jnp.float32)
-    given = scale if axis else scale.T
-    y = apply(x=X.transpose(order), scale=given, axis=axis)
+    y = apply(x=X.transpose(order), scale=scale, axis=axis)
     close(y, apply(scale=scale).transpose(order))
 
 
@@ -89,3 +88,31 @@ def test_wrong_calls():
         ValueError, match=r"`params\['scale'\]` must have the shape of the feature axes"
     ):
         apply(scale=jnp.ones((6, 3)))
+
+
+def test_examples_behind_several_features():
+    scale = jnp.asarray(RNG.uniform(0.5, 2, (3, 6, 4)), jnp.float32)
+    x = X.transpose(1, 0, 2)
+    norm = jbn.conditional()
+    _, stats = norm.init((6, 4))
+    y = norm.apply(x, {}, stats, train=True, scale=scale, axis=(1, 2))[0]
+    turned = norm.apply(x.transpose(1, 0, 2), {}, stats, train=True, scale=scale, axis=(0, 2))[0]
+    close(turned, y.transpose(1, 0, 2))
+
+
+@pytest.mark.parametrize(
+    "given",
+    [{"bias": (6, 4)}, {"scale": (6, 4), "bias": (4,)}, {"scale": (4,), "bias": (6, 4)}],
+    ids=str,
+)
+def test_of_an_inplace_norm_whose_scale_and_bias_are_of_different_rank(given):
+    values = {n: jnp.asarray(RNG.uniform(0.5, 2, shape), jnp.float32) for n, shape in given.items()}
+    x = X.transpose(0, 2, 1)
+    y = jbn.conditional(jbn.inplace("identity")).apply(x, {}, STATS, train=True, axis=1, **values)[0]
+    close(y, jbn.conditional().apply(x, {}, STATS, train=True, axis=1, **values)[0])
+
+
+def test_frozen_is_for_the_outside():
+    with pytest.raises(ValueError, match="no gradient would flow to what is given at the call"):
+        jbn.conditional(jbn.frozen())
+    assert jbn.frozen(jbn.conditional()) and jbn.conditional(jbn.frozen(trainable_params=True))

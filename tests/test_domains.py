@@ -135,3 +135,21 @@ def test_wrong_calls():
         train(domain=jnp.zeros(3, jnp.int32))
     with pytest.raises(ValueError, match=r"`domain` may be an index for each example with norm=jbn"):
         train(jbn.domains(3, jbn.ghost(groups=3)), domain=MIXED)
+
+
+@pytest.mark.parametrize("share_params", [True, False])
+def test_statistics_of_fewer_domains(share_params):
+    params, stats = jbn.domains(2).init(4)
+    norm = jbn.domains(3, share_params=share_params)
+    if not share_params:
+        stats = norm.init(4)[1]
+    with pytest.raises(ValueError, match=r"must have a first axis of 3, for 3 domains, got shape"):
+        norm.apply(jnp.ones((6, 4)), params, stats, train=True, domain=2)
+
+
+def test_statistics_in_half_precision_and_of_complex_values_are_widened():
+    norm = jbn.domains(2)
+    stats = {n: v.astype(jnp.bfloat16) for n, v in norm.init(4)[1].items()}
+    assert norm.apply(jnp.ones((6, 4)), {}, stats, train=True, domain=0)[1]["var"].dtype == jnp.float32
+    _, new = norm.apply(jnp.full((6, 4), 1j), {}, norm.init(4)[1], train=True, domain=0, momentum=0.0)
+    np.testing.assert_array_equal(new["mean"], [[1j] * 4, [0] * 4])

@@ -24,8 +24,8 @@ class Softplus(jbn.Form):
     def activation(self, z):
         return jax.nn.softplus(z)
 
-    def keep(self, x, y, m, affine):
-        return *super().keep(x, y, m, affine), y
+    def keep(self, reduction, x, y, m, affine):
+        return *super().keep(reduction, x, y, m, affine), y
 
     def deviation(self, reduction, kept):
         return super().deviation(reduction, kept[:2])

@@ -108,7 +108,7 @@ def test_inference_takes_any_batch():
 def test_a_batch_that_does_not_divide_is_an_error_that_says_what_to_do():
     with pytest.raises(ValueError, match=r"6 examples, which do not divide into 4 .*`uneven=True`"):
         train(jbn.ghost(groups=4))
-    with pytest.raises(ValueError, match="`axis` must leave an axis of examples"):
+    with pytest.raises(ValueError, match="`axis` must leave an axis of `x` for the examples"):
         train(jbn.ghost(groups=1), X[0], {}, jbn.init((3, 4))[1], axis=(0, 1))
 
 
@@ -123,8 +123,10 @@ def test_a_layer_is_initialized_with_any_batch():
     [
         ({}, "one of `groups` and `size`"),
         ({"groups": 2, "size": 2}, "one of `groups` and `size`"),
-        ({"groups": 0}, "one of `groups` and `size` must be a positive integer"),
-        ({"size": -1}, "one of `groups` and `size` must be a positive integer"),
+        ({"groups": 0}, "`groups` must be a positive integer"),
+        ({"groups": 2.0}, "`groups` must be a positive integer"),
+        ({"groups": True}, "`groups` must be a positive integer"),
+        ({"size": -1}, "`size` must be a positive integer"),
         ({"groups": 2, "running": "mean"}, "`running` must be one of"),
     ],
     ids=str,

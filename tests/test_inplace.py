@@ -346,7 +346,7 @@ def test_learns_as_the_composition_does():
         ({"activation": "relu"}, "`activation` must be one of"),
         ({"negative_slope": 0.0}, r"`negative_slope` must lie in \(0, 1\]"),
         ({"negative_slope": 2.0}, r"`negative_slope` must lie in \(0, 1\]"),
-        ({"activation": "elu", "alpha": -1.0}, "`alpha` must be a positive finite number"),
+        ({"activation": "elu", "alpha": -1.0}, "`alpha` must be a finite number"),
     ],
     ids=str,
 )
@@ -359,3 +359,18 @@ def test_complex_input_is_refused():
     params, batch_stats = jbn.init(3)
     with pytest.raises(TypeError, match="`x` must be real"):
         NORMS["elu"].apply(jnp.ones((4, 3), jnp.complex64), params, batch_stats, train=True)
+
+
+def test_elu_in_half_precision_under_strict_promotion():
+    x = jnp.asarray(np.random.default_rng(0).standard_normal((8, 3)), jnp.bfloat16)
+    norm = jbn.inplace("elu")
+    params, stats = norm.init(3)
+    gradient = jax.grad(lambda x: norm.apply(x, params, stats, train=True)[0].astype(jnp.float32).sum())
+    assert gradient(x).dtype == jnp.bfloat16
+
+
+def test_a_slope_that_float32_has_not():
+    with pytest.raises(ValueError, match="`negative_slope` must lie in"):
+        jbn.inplace(negative_slope=1e-46)
+    with pytest.raises(ValueError, match="`alpha` must be a finite number"):
+        jbn.inplace("elu", alpha=1e-46)

@@ -43,14 +43,15 @@ def test_what_is_kept_leads_back_to_the_deviation(name):
     m = batch_moments(reduction, x, None, None)
     affine = Affine(jnp.array([1.0, -0.5, 2.0]), jnp.array([0.1, 0.0, -1.0]), 1e-5)
     z = (x - m.mean[None]) * (affine.scale * jax.lax.rsqrt(m.var + 1e-5))[None] + affine.bias[None]
-    kept = form.keep(x, form.activation(z), m, affine)
-    plain = Form().deviation(reduction, Form().keep(x, z, m, affine))
+    kept = form.keep(reduction, x, form.activation(z), m, affine)
+    plain = Form().deviation(reduction, Form().keep(reduction, x, z, m, affine))
     np.testing.assert_allclose(form.deviation(reduction, kept), plain, atol=2e-5)
 
 
 def test_a_scale_that_rounding_would_swallow_counts_as_a_few_roundings():
-    m = batch_moments(Reduction((0,)), jnp.ones((4, 3)), None, None)
+    reduction = Reduction((0,))
+    m = batch_moments(reduction, jnp.ones((4, 3)), None, None)
     affine = Affine(jnp.array([1.0, 1e-9, -1e-9]), jnp.array([0.0, 1.0, 1.0]), 1e-5)
-    scale = FORMS["identity"](0.0).training_scale(affine, m, jnp.bfloat16)
+    scale = FORMS["identity"](0.0).training_scale(reduction, affine, m, jnp.bfloat16)
     assert scale[0] == 1
     np.testing.assert_allclose(scale[1:], [8 * 2**-7, -8 * 2**-7])

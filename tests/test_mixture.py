@@ -72,3 +72,15 @@ def test_mixed_with_weight_0_is_to_the_last_digit_what_it_was():
     x = 1e4 + jnp.cos(jnp.arange(12.0)).reshape(6, 2)
     m = jbn.moments(x)
     jax.tree.map(np.testing.assert_array_equal, mixed(m, jbn.moments(-2 * x), 0.0), m)
+
+
+@pytest.mark.parametrize("weight", [0.0, 1.0])
+def test_at_either_end_mixed_moments_are_those_of_one_population(weight):
+    rng = np.random.default_rng(0)
+    a, b = (
+        jbn.moments(jnp.asarray(mean + rng.standard_normal((50, 3)), jnp.float32)) for mean in (0, 1e5)
+    )
+    of = b if weight else a
+    got = mixed(a, b, weight)
+    for name in ("mean", "remainder", "var"):
+        np.testing.assert_array_equal(getattr(got, name), getattr(of, name))

@@ -1,5 +1,6 @@
 """Domains mixed in a batch: what is summed by domain, and how exactly."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -75,3 +76,29 @@ def test_an_empty_batch_changes_nothing():
     y, stats = train(jnp.zeros((0, 4)), jnp.zeros(0, jnp.int32))
     assert y.shape == (0, 4)
     np.testing.assert_array_equal(stats["var"], 1)
+
+
+@pytest.mark.parametrize("dtype", ["int8", "int16", "uint8", "int32"])
+def test_an_index_of_any_width(dtype):
+    x, domain = data((200, 3))
+    _, expected = train(x, domain)
+    norm = jbn.domains(3)
+    _, stats = norm.apply(x, {}, norm.init(3)[1], train=True, momentum=0.0, domain=domain.astype(dtype))
+    np.testing.assert_array_equal(stats["mean"], expected["mean"])
+
+
+@pytest.mark.parametrize("mode", [True, False], ids=["training", "inference"])
+def test_padding_with_an_index_of_no_domain_poisons_no_gradient(mode):
+    norm = jbn.domains(2)
+    params, stats = norm.init(3)
+    x = jnp.asarray(RNG.standard_normal((6, 3)), jnp.float32)
+    mask = jnp.array([1, 1, 1, 1, 0, 0], bool)[:, None]
+
+    def loss(params, x, domain):
+        y, _ = norm.apply(x, params, stats, train=mode, domain=domain, mask=mask)
+        return jnp.sum(jnp.where(mask, y, 0) ** 2)
+
+    gradient = jax.jit(jax.grad(loss, argnums=(0, 1)))
+    actual = gradient(params, x, jnp.array([0, 1, 1, 0, -1, 7]))
+    expected = gradient(params, x, jnp.array([0, 1, 1, 0, 0, 1]))
+    jax.tree.map(np.testing.assert_array_equal, actual, expected)

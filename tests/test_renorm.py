@@ -95,8 +95,8 @@ def test_in_a_layer_with_a_limit_of_the_call():
 @pytest.mark.parametrize(
     ("keywords", "message"),
     [
-        ({"r_max": 0.5}, "`r_max` must be at least 1 or a schedule"),
-        ({"d_max": -1.0}, "`d_max` must be at least 0 or a schedule"),
+        ({"r_max": 0.5}, "`r_max` must be a number, at least 1"),
+        ({"d_max": -1.0}, "`d_max` must be a number, at least 0"),
         ({"running": "mean"}, "`running` must be one of"),
     ],
     ids=str,
@@ -111,3 +111,13 @@ def test_wrong_calls():
         train(jbn.renorm(), running_variance="unbiased")
     with pytest.raises(TypeError, match="`x` must be real"):
         train(jbn.renorm(), X.astype(jnp.complex64))
+
+
+def test_limits_of_the_call_and_steps_that_are_missing():
+    params, stats = jbn.init(3)
+    x = jnp.ones((4, 3))
+    for name, value in {"r_max": 0.5, "d_max": -1.0}.items():
+        with pytest.raises(ValueError, match=f"`{name}` must be a number, at least"):
+            jbn.renorm().apply(x, params, stats, train=True, **{name: value})
+    with pytest.raises(ValueError, match="`batch_stats` must hold 'steps' where `r_max` is a schedule"):
+        jbn.renorm(**jbn.ioffe_warmup()).apply(x, params, stats, train=True)

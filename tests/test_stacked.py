@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jbn.variants.stacked import repeated, rows, with_row
+from jbn.variants.stacked import check_rows, repeated, rows, with_row
 
 STACK = repeated({"a": jnp.arange(2.0), "count": jnp.array(3)}, 4)
 
@@ -30,3 +30,18 @@ def test_where_there_is_no_row(index):
 
 def test_rows_of_several_indices():
     np.testing.assert_array_equal(rows(STACK, jnp.array([0, 9]))["a"], [[0, 1], [np.nan, np.nan]])
+
+
+def test_a_row_of_another_dtype_widens_the_stack():
+    half = {"mean": jnp.zeros((2, 3), jnp.bfloat16)}
+    wide = with_row(half, 1, {"mean": jnp.full(3, 1.001)})["mean"]
+    assert wide.dtype == jnp.float32 and wide[1, 0] == jnp.float32(1.001)
+    assert with_row(half, 1, {"mean": jnp.full(3, 1j)})["mean"][1, 0] == 1j
+
+
+def test_as_many_rows_as_there_are_situations():
+    with pytest.raises(
+        ValueError, match=r"`batch_stats\['a'\]` must have a first axis of 3, for 3 steps"
+    ):
+        check_rows("batch_stats", STACK, 3, "steps")
+    check_rows("batch_stats", STACK, 4, "steps")

@@ -90,3 +90,12 @@ def test_a_traced_momentum():
 def test_an_unbiased_variance_is_refused():
     with pytest.raises(ValueError, match=r"`running_variance` of jbn\.streaming must be 'biased'"):
         NORM.apply(X, PARAMS, STATS, train=True, running_variance="unbiased")
+
+
+@pytest.mark.usefixtures("x64")
+def test_the_plain_average_in_float64():
+    xs = jnp.asarray(RNG.standard_normal((7, 3, 2)))
+    stats = NORM.init(2, momentum=None, dtype=jnp.float64)[1]
+    for x in xs:
+        _, stats = NORM.apply(x, {}, stats, train=True, momentum=None)
+    np.testing.assert_allclose(stats["var"], np.asarray(xs).reshape(-1, 2).var(0), rtol=1e-14)

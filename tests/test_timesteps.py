@@ -144,3 +144,18 @@ def test_of_domains_and_domains_of_them():
         at = (1, 0) if isinstance(norm.norm, type(jbn.domains(2))) else (0, 1)
         close(stats["mean"][at], own["mean"])
         assert np.count_nonzero(stats["mean"]) == 4
+
+
+@pytest.mark.parametrize("step", [-1, np.int64(-1), jnp.asarray(-1)], ids=["int", "numpy", "jax"])
+def test_a_step_before_the_first(step):
+    norm = jbn.timesteps(3)
+    with pytest.raises(ValueError, match="`step` must not be negative"):
+        norm.apply(jnp.ones((2, 4)), *norm.init(4), train=True, step=step)
+
+
+def test_statistics_of_fewer_steps():
+    params, stats = jbn.timesteps(2).init(4)
+    with pytest.raises(
+        ValueError, match=r"must have a first axis of 5, for 5 steps, got shape \(2, 4\)"
+    ):
+        jbn.timesteps(5).apply(jnp.ones((2, 4)), params, stats, train=True, step=0)

@@ -190,6 +190,21 @@ def test_masked_values_and_channels_without_samples_poison_nothing(variant):
 
 
 @by_variant
+def test_a_traced_flag_for_inference_poisons_no_more_than_a_static_one(variant):
+    x, params, stats, options = variant.make()
+    options |= variant.static
+    bad = x.at[0, 1, 2].set(jnp.nan)
+
+    def loss(x, train):
+        y, _ = variant.norm.apply(x, params, stats, train=train, **options)
+        return jnp.sum(jnp.where(jnp.isnan(bad), 0, y) ** 2)
+
+    static = jax.jit(jax.grad(lambda x: loss(x, False)))(bad)
+    traced = jax.jit(jax.grad(loss))(bad, False)
+    np.testing.assert_array_equal(jnp.isnan(traced), jnp.isnan(static))
+
+
+@by_variant
 def test_vmap_of_gradients(variant):
     arguments = Arguments.of(variant)
     dy = arguments.cotangent()

@@ -30,3 +30,10 @@ def test_a_ramp_is_a_linear_schedule():
     ours, theirs = Ramp(1.0, 3.0, 4, 8), optax.linear_schedule(1.0, 3.0, 4, 4)
     for step in range(12):
         np.testing.assert_allclose(ours(step), theirs(step), rtol=1e-6)
+
+
+def test_what_would_end_before_it_begins():
+    with pytest.raises(ValueError, match=r"`begin` must lie in 0 ... 25000"):
+        jbn.ioffe_warmup(begin=30_000)
+    with pytest.raises(ValueError, match="`r_max` must be at least 1"):
+        jbn.crossq_warmup(r_max=0.5)

@@ -104,3 +104,26 @@ def test_with_the_training_of_others():
 def test_wrong_arguments(keywords, message):
     with pytest.raises(ValueError, match=message):
         jbn.weighted_inference(**keywords)
+
+
+def test_alpha_1_is_exact_whatever_the_mean():
+    x = jnp.asarray(1e5 + RNG.standard_normal((4, 200, 3)), jnp.float32)
+    norm = jbn.weighted_inference(1.0)
+    y = norm.apply(x, *norm.init(3), train=False)[0]
+    wide = np.asarray(x, np.float64)
+    exact = (wide - wide.mean(1, keepdims=True)) / np.sqrt(wide.var(1, keepdims=True) + 1e-5)
+    np.testing.assert_array_less(np.abs(y - exact), 1e-6 * np.maximum(1, np.abs(exact)))
+
+
+@pytest.mark.parametrize("alpha", [-0.1, 2, jnp.asarray(2.0)], ids=str)
+def test_an_alpha_of_the_call_is_checked(alpha):
+    with pytest.raises(ValueError, match=r"`alpha` must lie in \[0, 1\]"):
+        infer(jbn.weighted_inference(0.3), alpha=alpha)
+
+
+def test_keywords_of_the_norm_in_either_mode():
+    norm = jbn.weighted_inference(0.3, jbn.renorm())
+    y = norm.apply(X, PARAMS, STATS, train=False, r_max=2.0)[0]
+    close(y, infer(jbn.weighted_inference(0.3)))
+    traced = jax.jit(lambda train: norm.apply(X, PARAMS, STATS, train=train, r_max=2.0)[0])
+    close(traced(False), y)

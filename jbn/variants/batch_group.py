@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import jax.numpy as jnp
 from jax import lax
 
 from jbn import _checks
@@ -59,8 +60,7 @@ class BatchGroup(Norm):
     norm: Norm
 
     def __post_init__(self):
-        if not isinstance(self.groups, int) or self.groups < 1:
-            raise ValueError(f"`groups` must be a positive integer, got {self.groups!r}")
+        _checks.positive_integer("groups", self.groups)
         check_inner("batch_group", self.norm, "scale", "bias")
         check_one_set("batch_group", self.norm)
 
@@ -78,15 +78,26 @@ class BatchGroup(Norm):
         shape = tuple(x.shape[a] for a in features)
         self._check("x", shape)
         reduced = _checks.reduction_axes(features, x.ndim)
+        # Next to the groups, but behind the examples, which the norm looks for in front.
+        (groups_axis,) = features
+        channels_axis = groups_axis + 1 if groups_axis else x.ndim
+
+        def divided(v):
+            if v.shape[groups_axis] == 1:
+                return lax.expand_dims(v, (channels_axis,))
+            pair = self.groups, shape[0] // self.groups
+            v = v.reshape(*v.shape[:groups_axis], *pair, *v.shape[groups_axis + 1 :])
+            return jnp.moveaxis(v, groups_axis + 1, channels_axis)
+
         params = {
-            name: self._divided(p if p.ndim == x.ndim else lax.expand_dims(p, reduced), *features)
+            name: divided(p if p.ndim == x.ndim else lax.expand_dims(p, reduced))
             for name, p in _checks.params_dict(params, x, shape).items()
         }
         if mask is not None:
-            mask = self._divided(_checks.mask_array(mask, x.shape), *features)
+            mask = divided(_checks.mask_array(mask, x.shape))
         options.update(train=train, axis=features, mask=mask)
-        y, batch_stats = self.norm.apply(self._divided(x, *features), params, batch_stats, **options)
-        return y.reshape(x.shape), batch_stats
+        y, batch_stats = self.norm.apply(divided(x), params, batch_stats, **options)
+        return jnp.moveaxis(y, channels_axis, groups_axis + 1).reshape(x.shape), batch_stats
 
     def _check(self, name, shape):
         if len(shape) != 1 or shape[0] % self.groups:
@@ -94,9 +105,3 @@ class BatchGroup(Norm):
                 f"`{name}` must have one feature axis, of channels that divide into {self.groups} "
                 f"groups, got {shape}"
             )
-
-    def _divided(self, v, axis):
-        """With the groups where the channels were, then the channels of each."""
-        if v.shape[axis] == 1:
-            return lax.expand_dims(v, (axis + 1,))
-        return v.reshape(*v.shape[:axis], self.groups, -1, *v.shape[axis + 1 :])

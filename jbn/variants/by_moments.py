@@ -8,17 +8,38 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 
 from jbn import _checks, _dtypes, _warnings
+from jbn._mode import by_mode
 from jbn._moments import moments
 from jbn._norm import Norm, keywords, plain
 from jbn._normalize import normalize
 from jbn._remat import MOMENTS, named
+from jbn._running import decay, updated
 from jbn._statistics import Moments
-from jbn._typing import Array, BatchStats, Flag
+from jbn._typing import Array, BatchStats, RunningVariance
 from jbn.ops.reduction import Reduction
 
 Params = Mapping[str, Array]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Average:
+    """`jbn.update_running` with its keywords.
+
+    Attributes:
+        weights: `decay(momentum)`.
+        running_variance: see there.
+    """
+
+    weights: tuple[ArrayLike, ArrayLike] | None
+    running_variance: RunningVariance = dataclasses.field(metadata={"static": True})
+
+    def __call__(self, batch_stats: dict[str, Array], m: Moments) -> dict[str, Array]:
+        """The statistics after one more batch."""
+        return updated(batch_stats, m, self.weights, self.running_variance)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,37 +47,40 @@ class ByMoments(Norm):
     """Plain batch norm in inference; a subclass says what becomes of a batch in training.
 
     The arguments are checked here. The rest is one compiled program for all calls that differ in their
-    arrays alone.
+    arrays, in momentum and epsilon alone.
     """
 
     def in_training(
-        self,
-        x: Array,
-        params: Params,
-        batch_stats: BatchStats,
-        *,
-        train: Flag,
-        average: dict[str, Any],
-        **options: Any,
+        self, x: Array, params: Params, batch_stats: BatchStats, *, average: Average, **options: Any
     ) -> tuple[Array, dict[str, Array]]:
         """y and the updated statistics.
 
-        `train` is True or traced, see `by_mode`; `average` are the keywords of `jbn.update_running`,
-        the options those of `normalized_by`, and what the subclass takes besides.
+        The options are those of `normalized_by`, and what the subclass takes besides.
         """
         raise NotImplementedError
 
     def in_inference(self, x, params, batch_stats, **options):
         """Plain batch norm by the running statistics."""
-        known = keywords(plain)
-        options = {name: v for name, v in options.items() if name in known}
-        return plain.apply(x, params, batch_stats, train=False, **options)
+        return plain.apply(x, params, batch_stats, train=False, **of_plain(options))
 
     def statistics_shape(self, features: tuple[int, ...]) -> tuple[int, ...]:
         """The shape of the running statistics, from that of the feature axes."""
         return features
 
-    def apply(self, x, params, batch_stats, *, train, axis=-1, momentum=0.99, mask=None, **options):
+    def apply(
+        self,
+        x,
+        params,
+        batch_stats,
+        *,
+        train,
+        axis=-1,
+        momentum=0.99,
+        epsilon=1e-5,
+        mask=None,
+        running_variance="biased",
+        **options,
+    ):
         """y and the updated statistics: see `jbn.batch_norm`."""
         self.check(options)
         x = _checks.input_array(x)
@@ -66,24 +90,36 @@ class ByMoments(Norm):
         shape = self.statistics_shape(shape)
         batch_stats = _checks.batch_stats_dict(batch_stats, shape, momentum is None)
         mask = None if mask is None else _checks.mask_array(mask, x.shape)
-        train = _checks.flag("train", train)
-        options.update(axis=axis, momentum=momentum, mask=mask)
-        if train is False:
-            return self.in_inference(x, params, batch_stats, **options)
-        names = _checks.axis_names(options.get("axis_name"))
-        groups = _checks.index_groups(options.get("axis_index_groups"), names)
-        options.update(train=train, axis_name=names, axis_index_groups=groups)
-        arrays = {name: v for name, v in options.items() if isinstance(v, jax.Array | np.ndarray)}
-        static = tuple((name, v) for name, v in options.items() if name not in arrays)
-        return _compiled(self, static, _warnings.is_initializing(), x, params, batch_stats, arrays)
+        _checks.choice("running_variance", running_variance, RunningVariance)
+        names = _checks.axis_names(options.pop("axis_name", None))
+        groups = _checks.index_groups(options.pop("axis_index_groups", None), names)
+        average = Average(decay(_checks.momentum_value(momentum)), running_variance)
+        arrays = {n: v for n, v in options.items() if isinstance(v, jax.Array | np.ndarray)}
+        arrays.update(mask=mask, epsilon=_checks.epsilon_value(epsilon))
+        static = {n: v for n, v in options.items() if n not in arrays}
+        static.update(axis=axis, axis_name=names, axis_index_groups=groups)
+
+        def training(batch_stats):
+            settings = tuple(static.items()), _warnings.is_initializing()
+            return _compiled(self, *settings, x, params, batch_stats, average, arrays)
+
+        def inference(batch_stats):
+            return self.in_inference(x, params, batch_stats, **static, **arrays)
+
+        train, mapped = _checks.flag("train", train), {"axis_name": names, "groups": groups}
+        return by_mode(train, training, inference, batch_stats, x, mask, **mapped)
+
+
+def of_plain(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Those that plain batch norm takes."""
+    return {name: v for name, v in options.items() if name in keywords(plain)}
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
-def _compiled(norm, static, initializing, x, params, batch_stats, arrays):
+def _compiled(norm, static, initializing, x, params, batch_stats, average, arrays):
     del initializing  # what was traced while initializing, where less is checked, serves only there
     with jax.named_scope(f"jbn.{type(norm).__name__.lower()}"):
         options = {**dict(static), **arrays}
-        average = {n: options.pop(n) for n in ("momentum", "running_variance") if n in options}
         return norm.in_training(x, params, batch_stats, average=average, **options)
 
 
@@ -132,10 +168,3 @@ def running(batch_stats: BatchStats, m: Moments) -> Moments:
     own = {"mean": jnp.asarray(m.mean), "var": jnp.asarray(m.var)}
     mean, var = (jnp.asarray(batch_stats[name]).astype(v.dtype) for name, v in own.items())
     return Moments(mean, var, m.count, jnp.zeros_like(mean))
-
-
-def by_mode(train: Flag, training: Any, inference: Any) -> Any:
-    """One of two trees by a flag; where that is traced, both have been computed."""
-    if isinstance(train, bool):
-        return training if train else inference
-    return jax.tree.map(lambda t, i: jnp.where(train, t, jnp.asarray(i, t.dtype)), training, inference)

@@ -2,11 +2,13 @@
 
 import dataclasses
 
+import numpy as np
 from jax import lax
 
 from jbn import _checks
 from jbn._norm import Norm, plain
-from jbn.variants.composition import check_inner, check_one_set
+from jbn.variants.composition import chain, check_inner, check_one_set
+from jbn.variants.frozen import Frozen
 
 
 def conditional(norm: Norm = plain) -> Norm:
@@ -60,6 +62,11 @@ class Conditional(Norm):
     def __post_init__(self):
         check_inner("conditional", self.norm, "scale", "bias")
         check_one_set("conditional", self.norm)
+        if any(isinstance(norm, Frozen) and not norm.trainable_params for norm in chain(self.norm)):
+            raise ValueError(
+                f"`norm` of jbn.conditional must not be frozen, or no gradient would flow to what is "
+                f"given at the call, got {self.norm!r}; freeze the conditional one"
+            )
 
     def init(self, features, **options):
         """Those of the norm, without scale and bias."""
@@ -84,5 +91,7 @@ class Conditional(Norm):
 
 def _of_rank(v, ndim, features):
     """What has one value for each example and channel, with axes of size one for the positions."""
-    _, *positions = _checks.reduction_axes(features, ndim)
-    return lax.expand_dims(v, positions) if v.ndim == 1 + len(features) else v
+    if v.ndim != 1 + len(features):
+        return v
+    examples, *positions = _checks.example_axes(features, ndim)
+    return lax.expand_dims(v.transpose(np.argsort([examples, *features])), positions)

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
@@ -10,7 +11,7 @@ from jbn import _checks
 from jbn._norm import Norm, plain
 from jbn.variants.composition import check_inner
 from jbn.variants.per_example import PerExample
-from jbn.variants.stacked import repeated, rows, with_row
+from jbn.variants.stacked import check_rows, repeated, rows, with_row
 
 
 def domains(n: int, norm: Norm = plain, *, share_params: bool = True) -> Norm:
@@ -72,8 +73,7 @@ class Domains(Norm):
     share_params: bool
 
     def __post_init__(self):
-        if not isinstance(self.n, int) or self.n < 1:
-            raise ValueError(f"`n` must be a positive integer, got {self.n!r}")
+        _checks.positive_integer("n", self.n)
         check_inner("domains", self.norm, "domain")
 
     def init(self, features, **options):
@@ -87,6 +87,9 @@ class Domains(Norm):
         """y and the updated statistics: see `jbn.batch_norm` and `jbn.domains`."""
         self.check(options)
         domain = self._index(domain)
+        check_rows("batch_stats", batch_stats, self.n, "domains")
+        if not self.share_params:
+            check_rows("params", params, self.n, "domains")
         if jnp.ndim(domain) == 1:
             return self._mixed(x, params, batch_stats, train=train, domain=domain, **options)
         own = params if self.share_params else rows(params, domain)
@@ -101,7 +104,7 @@ class Domains(Norm):
             )
         x = _checks.input_array(x)
         axis = _checks.feature_axes(axis, x.ndim)
-        examples, *positions = _checks.reduction_axes(axis, x.ndim)
+        examples, *positions = _checks.example_axes(axis, x.ndim)
         if domain.shape != (x.shape[examples],):
             raise ValueError(
                 f"`domain` must be one index or one for each of the {x.shape[examples]} examples, got "
@@ -118,11 +121,14 @@ class Domains(Norm):
     def _index(self, domain):
         if domain is None:
             raise TypeError("`domain` must be given in the call: an index, or one for each example")
-        if jnp.ndim(domain) > 1 or not jnp.issubdtype(jnp.result_type(domain), jnp.integer):
+        whole = isinstance(domain, int | np.integer | np.ndarray | jax.Array)
+        dtype = jnp.result_type(domain) if whole else None
+        if not whole or np.ndim(domain) > 1 or not jnp.issubdtype(dtype, jnp.integer):
             raise TypeError(f"`domain` must be an integer or an array of shape (N,), got {domain!r}")
         if not isinstance(domain, Tracer):
             outside = np.asarray(domain)
             outside = outside[(outside < 0) | (outside >= self.n)]
             if outside.size:
                 raise ValueError(f"`domain` must lie in 0 ... {self.n - 1}, got {outside.flat[0]}")
-        return domain if isinstance(domain, int) else jnp.asarray(domain)
+        # Sums and differences of narrower integers overflow.
+        return domain if isinstance(domain, int) else jnp.asarray(domain).astype(jnp.int32)

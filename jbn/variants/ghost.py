@@ -8,10 +8,9 @@ import jax.numpy as jnp
 
 from jbn import _checks, _warnings
 from jbn._norm import Norm
-from jbn._running import update_running
 from jbn._statistics import Moments
 from jbn.ops.local_moments import divide
-from jbn.variants.by_moments import ByMoments, by_mode, normalized_by, running
+from jbn.variants.by_moments import ByMoments, normalized_by
 from jbn.variants.grouping import divided
 from jbn.variants.mixture import pooled
 
@@ -87,37 +86,37 @@ class Ghost(ByMoments):
     running: GroupsRunning
 
     def __post_init__(self):
-        if (self.groups is None) == (self.size is None) or not (self.groups or self.size or 0) >= 1:
+        if (self.groups is None) == (self.size is None):
             raise ValueError(
-                f"one of `groups` and `size` must be a positive integer, got groups={self.groups!r}, "
+                f"one of `groups` and `size` must be given, got groups={self.groups!r}, "
                 f"size={self.size!r}"
             )
+        name = "groups" if self.size is None else "size"
+        _checks.positive_integer(name, getattr(self, name))
         _checks.choice("running", self.running, GroupsRunning)
 
-    def in_training(self, x, params, batch_stats, *, train, average, axis, mask, **options):
+    def in_training(self, x, params, batch_stats, *, average, axis, mask, **options):
         """Plain batch norm with the groups as one more feature axis."""
         uneven = self.uneven or _warnings.is_initializing()
         grouping = divided(x.shape, axis, self.groups, self.size, self.interleaved, uneven)
         if mask is not None or grouping.filled:
             mask = grouping.divide_mask(jnp.ones([1] * x.ndim, bool) if mask is None else mask)
-        of_groups = {name: grouping.per_group(batch_stats[name]) for name in ("mean", "var")}
         params = {
             name: grouping.divide(p) if p.ndim == x.ndim else grouping.per_group(p)
             for name, p in params.items()
         }
         y, m = normalized_by(
-            lambda m, params: (by_mode(train, m, running(of_groups, m)), params),
+            lambda m, params: (m, params),
             grouping.divide(x),
             params,
             axis=grouping.features(axis),
             mask=mask,
-            shift=of_groups["mean"],
+            shift=grouping.per_group(batch_stats["mean"]),
             **options,
         )
-        updated = batch_stats
         for new in self._averaged(m, grouping.axis):
-            updated = update_running(updated, new, **average)
-        return grouping.join(y), by_mode(train, updated, batch_stats)
+            batch_stats = average(batch_stats, new)
+        return grouping.join(y), batch_stats
 
     def _averaged(self, m, axis):
         """What the running statistics are updated with, one after the other."""

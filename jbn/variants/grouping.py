@@ -6,6 +6,7 @@ import math
 import jax.numpy as jnp
 from jax import lax
 
+from jbn import _checks
 from jbn._typing import Array
 
 
@@ -49,7 +50,8 @@ class Grouping:
 
     def join(self, v: Array) -> Array:
         """The inverse of `divide` on an array of the shape of x."""
-        v = v.reshape(*v.shape[: self.axis], -1, *v.shape[self.axis + 2 :])
+        filled = self.groups * self.size
+        v = v.reshape(*v.shape[: self.axis], filled, *v.shape[self.axis + 2 :])
         return lax.slice_in_dim(v, 0, self.batch, axis=self.axis)
 
     def per_group(self, s: Array) -> Array:
@@ -69,15 +71,13 @@ def divided(
     uneven: bool,
 ) -> Grouping:
     """The batch, the first axis that holds no features, in so many groups or in groups of that size."""
-    reduced = [a for a in range(len(shape)) if a not in features]
-    if not reduced:
-        raise ValueError(f"`axis` must leave an axis of examples, got {features} of shape {shape}")
-    batch = shape[reduced[0]]
-    size = size or math.ceil(batch / (groups or 1))
-    groups = groups or math.ceil(batch / size)
-    if groups * size != batch and not uneven:
+    axis, *_ = _checks.example_axes(features, len(shape))
+    batch = shape[axis]
+    size = size or max(1, math.ceil(batch / (groups or 1)))
+    groups = groups or max(1, math.ceil(batch / size))
+    if groups * size != batch and batch and not uneven:
         raise ValueError(
             f"`x` has {batch} examples, which do not divide into {groups} groups of {size}: change the "
             f"batch, drop its rest, or allow groups of different sizes with `uneven=True`"
         )
-    return Grouping(reduced[0], batch, groups, size, interleaved)
+    return Grouping(axis, batch, groups, size, interleaved)

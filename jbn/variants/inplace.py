@@ -75,12 +75,16 @@ class InPlace(Norm):
 
     def __post_init__(self):
         _checks.choice("activation", self.activation, Activation)
-        if not 0 < self.negative_slope <= 1:
+        least = float(jnp.finfo(jnp.float32).tiny)
+        if not least <= self.negative_slope <= 1:
             raise ValueError(
-                f"`negative_slope` must lie in (0, 1] to be inverted, got {self.negative_slope!r}"
+                f"`negative_slope` must lie in (0, 1] to be inverted, and be no less than {least:.1g}, "
+                f"got {self.negative_slope!r}"
             )
-        if not 0 < self.alpha < math.inf:
-            raise ValueError(f"`alpha` must be a positive finite number, got {self.alpha!r}")
+        if not least <= self.alpha < math.inf:
+            raise ValueError(
+                f"`alpha` must be a finite number, no less than {least:.1g}, got {self.alpha!r}"
+            )
 
     def apply(self, x, params, batch_stats, *, train, **options):
         """y and the updated statistics: see `jbn.batch_norm`."""

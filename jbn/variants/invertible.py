@@ -5,6 +5,7 @@ from typing import ClassVar
 
 import jax.numpy as jnp
 
+from jbn import _dtypes
 from jbn._form import Form, gain, per_position
 
 # A scale below so many roundings of its bias leaves nothing of x in y.
@@ -25,21 +26,27 @@ class Identity(Form):
         del parameter
         return y
 
-    def training_scale(self, affine, m, dtype):
+    def training_scale(self, reduction, affine, m, dtype):
         """At least what rounding leaves of x in y."""
         var, bias = jnp.asarray(m.var), affine.bias
         scale = jnp.ones_like(var) if affine.scale is None else affine.scale.astype(var.dtype)
-        least = jnp.full_like(scale, 1e-30)
+        least = jnp.asarray(1e-30, var.dtype)
         if bias is not None:
+            # Either may be per channel and the other of the rank of x.
+            ndim = max(scale.ndim, bias.ndim)
+            scale, bias = (
+                per_position(reduction, v, ndim, var.dtype) if ndim > var.ndim else v.astype(var.dtype)
+                for v in (scale, bias)
+            )
             rounding = float(jnp.finfo(dtype).eps)
-            least = jnp.maximum(least, _ROUNDINGS * rounding * jnp.abs(bias.astype(var.dtype)))
+            least = jnp.maximum(least, _ROUNDINGS * rounding * jnp.abs(bias))
         size = jnp.maximum(jnp.abs(scale), least)
         return jnp.where(scale < 0, -size, size)
 
-    def keep(self, x, y, m, affine):
+    def keep(self, reduction, x, y, m, affine):
         """The output, and the parameter as an array of its own for each sum."""
         del x
-        affine = affine._replace(scale=self.training_scale(affine, m, y.dtype))
+        affine = affine._replace(scale=self.training_scale(reduction, affine, m, y.dtype))
         return y, m, affine, jnp.asarray(self.parameter, m.mean.dtype)
 
     def deviation(self, reduction, kept):
@@ -84,7 +91,7 @@ class Elu(Identity):
 
     def slope(self, kept):
         """dy / dz."""
-        y = kept[0].astype(jnp.promote_types(kept[0].dtype, jnp.float32))
+        y = kept[0].astype(_dtypes.promote(kept[0].dtype))
         return jnp.maximum(_side(y), 0) - jnp.minimum(_side(y), 0) * (y + self.parameter)
 
 

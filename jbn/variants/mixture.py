@@ -50,12 +50,18 @@ def mixed(m: Moments, other: Moments, weight: ArrayLike) -> Moments:
         mean = (1 - weight) * mean + weight * other.mean
         var  = (1 - weight) * var + weight * other.var + weight * (1 - weight) * |other.mean - mean|^2
 
-    Exactly those of `m`, whose count it has, where the weight is 0. Both have remainders.
+    Exactly those of `m`, whose count it has, where the weight is 0, and of `other` where it is 1. Both
+    have remainders.
     """
     mean, lost = jnp.asarray(m.mean), jnp.asarray(m.remainder)
-    distance = (jnp.asarray(other.mean) - mean) + (jnp.asarray(other.remainder) - lost)
+    to, lost_there = jnp.asarray(other.mean), jnp.asarray(other.remainder)
+    distance = (to - mean) + (lost_there - lost)
     weight = jnp.asarray(weight)
-    step = weight.astype(distance.dtype) * distance
-    moved = mean + step
+    # From the nearer of the two, and of that no digit is lost.
+    here = weight <= 0.5
+    step = jnp.where(here, weight, weight - 1).astype(distance.dtype) * distance
+    start = jnp.where(here, mean, to)
+    moved = start + step
+    remainder = ((start - moved) + step) + jnp.where(here, lost, lost_there)
     var = (1 - weight) * m.var + weight * other.var + weight * (1 - weight) * squared(distance)
-    return Moments(moved, var, m.count, ((mean - moved) + step) + lost)
+    return Moments(moved, var, m.count, remainder)

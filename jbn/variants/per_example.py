@@ -8,13 +8,12 @@ import jax.numpy as jnp
 from jax import lax
 
 from jbn import _checks, _collectives, _dtypes
-from jbn._masking import as_weights, counted, weighted
+from jbn._masking import as_weights, counted, present, weighted
 from jbn._moments import moments
 from jbn._normalize import normalize
 from jbn._remat import named
-from jbn._running import update_running
 from jbn._statistics import Moments
-from jbn.variants.by_moments import ByMoments, by_mode, normalized_by
+from jbn.variants.by_moments import ByMoments, normalized_by
 from jbn.variants.mixture import pooled
 from jbn.variants.stacked import rows
 
@@ -37,10 +36,11 @@ class PerExample(ByMoments):
         """y and the updated statistics: see `jbn.batch_norm`."""
         return super().apply(x, params, batch_stats, train=train, domain=domain, **options)
 
-    def in_training(self, x, params, batch_stats, *, train, average, domain, axis, **options):
+    def in_training(self, x, params, batch_stats, *, average, domain, axis, **options):
         """The moments of all examples of a domain, on all devices."""
         names, groups = options.pop("axis_name"), options.pop("axis_index_groups")
         params, axis, examples = examples_as_features(x, params, axis)
+        domain = _of_counted(domain, options["mask"], examples, self.n)
 
         def total(*values):
             sums = tuple(_by_domain(jnp.moveaxis(v, examples, 0), domain, self.n) for v in values)
@@ -55,19 +55,18 @@ class PerExample(ByMoments):
             return pooled(of_examples, total, back)
 
         def of_examples(m, params):
-            mean, var = by_mode(train, (m.mean, m.var), (batch_stats["mean"], batch_stats["var"]))
-            remainder = by_mode(train, m.remainder, jnp.zeros_like(m.remainder))
-            return Moments(back(mean), back(var), None, back(remainder)), params
+            return Moments(back(m.mean), back(m.var), None, back(m.remainder)), params
 
         options.update(axis=axis, measure=of_domains, single=True)
         y, m = normalized_by(of_examples, x, params, **options)
-        return y, by_mode(train, update_running(batch_stats, m, **average), batch_stats)
+        return y, average(batch_stats, m)
 
     def in_inference(
         self, x, params, batch_stats, *, domain, axis, epsilon=1e-5, mask=None, dtype=None, **_
     ):
         """The running statistics of each example's domain."""
         params, axis, examples = examples_as_features(x, params, axis)
+        domain = _of_counted(domain, mask, examples, self.n)
         own = rows(batch_stats, domain)
         of_each = (jnp.moveaxis(own[name], 0, examples) for name in ("mean", "var"))
         options = {"axis": axis, "epsilon": epsilon, "mask": mask, "dtype": dtype}
@@ -81,6 +80,15 @@ def examples_as_features(x, params, axis):
         name: p if p.ndim == x.ndim else lax.expand_dims(p, reduced) for name, p in params.items()
     }
     return params, tuple(sorted((reduced[0], *axis))), reduced[0]
+
+
+def _of_counted(domain, mask, examples, n):
+    """The index, and any that there is for an example of which nothing counts."""
+    if mask is None:
+        return domain
+    others = [a for a in range(mask.ndim) if a != examples]
+    counts = jnp.any(present(mask), axis=others)
+    return jnp.where(counts, domain, jnp.clip(domain, 0, n - 1))
 
 
 def _of_values(x, mask):

@@ -5,15 +5,17 @@ from collections.abc import Callable
 from typing import Any, Literal
 
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
+from jax.core import Tracer
 
 from jbn import _checks, _dtypes
 from jbn._norm import Norm
-from jbn._running import update_running
-from jbn.variants.by_moments import ByMoments, by_mode, normalized_by, running
+from jbn.variants.by_moments import ByMoments, normalized_by, running
 
 RenormRunning = Literal["deviation", "variance"]
 Limit = float | Callable[[Any], Any]
+_LEAST = {"r_max": 1, "d_max": 0}
 
 
 def renorm(r_max: Limit = 3.0, d_max: Limit = 5.0, *, running: RenormRunning = "deviation") -> Norm:
@@ -76,10 +78,9 @@ class Renorm(ByMoments):
     running: RenormRunning
 
     def __post_init__(self):
-        for name, least in (("r_max", 1), ("d_max", 0)):
-            limit = getattr(self, name)
-            if not callable(limit) and not limit >= least:
-                raise ValueError(f"`{name}` must be at least {least} or a schedule, got {limit!r}")
+        for name in _LEAST:
+            if not callable(limit := getattr(self, name)):
+                _check_limit(name, limit)
         _checks.choice("running", self.running, RenormRunning)
 
     def init(self, features, **options):
@@ -91,16 +92,23 @@ class Renorm(ByMoments):
 
     def apply(self, x, params, batch_stats, *, train, r_max=None, d_max=None, **options):
         """y and the updated statistics: see `jbn.batch_norm` and `jbn.renorm`."""
-        given = {"r_max": r_max, "d_max": d_max}
-        options.update({name: jnp.asarray(v) for name, v in given.items() if v is not None})
+        for name, limit in (("r_max", r_max), ("d_max", d_max)):
+            if limit is not None:
+                _check_limit(name, limit)
+                options[name] = jnp.asarray(limit)
+            elif callable(getattr(self, name)) and "steps" not in batch_stats:
+                raise ValueError(
+                    f"`batch_stats` must hold 'steps' where `{name}` is a schedule, as the `init` of "
+                    f"this norm makes them, got {sorted(batch_stats)}"
+                )
         return super().apply(x, params, batch_stats, train=train, **options)
 
-    def in_training(self, x, params, batch_stats, *, train, average, axis, **options):
+    def in_training(self, x, params, batch_stats, *, average, axis, **options):
         """Batch norm with scale * r and bias + scale * d."""
         if jnp.iscomplexobj(x):
             raise TypeError(f"`x` must be real for a batch renormalization, got {x.dtype}")
-        limits = {name: options.pop(name, getattr(self, name)) for name in ("r_max", "d_max")}
-        epsilon = options.get("epsilon", 1e-5)
+        limits = {name: options.pop(name, getattr(self, name)) for name in _LEAST}
+        epsilon = options["epsilon"]
 
         def corrected(m, params):
             old = running(batch_stats, m)
@@ -111,30 +119,37 @@ class Renorm(ByMoments):
             sigma = jnp.sqrt(old.var + epsilon)
             r = jnp.clip(jnp.sqrt(m.var + epsilon) / sigma, 1 / r_max, r_max)
             d = jnp.clip((m.mean - old.mean + m.remainder) / sigma, -d_max, d_max)
-            r, d = lax.stop_gradient(by_mode(train, (r, d), (1.0, 0.0)))
-            return by_mode(train, m, old), _composed(params, r, d, axis, x.ndim)
+            r, d = lax.stop_gradient((r, d))
+            return m, _composed(params, r, d, axis, x.ndim)
 
         y, m = normalized_by(corrected, x, params, axis=axis, shift=batch_stats["mean"], **options)
-        updated = self._updated(batch_stats, m, epsilon, average)
-        return y, by_mode(train, updated, batch_stats)
+        return y, self._updated(batch_stats, m, epsilon, average)
 
     def _updated(self, batch_stats, m, epsilon, average):
         if "steps" in batch_stats:
             batch_stats = {**batch_stats, "steps": batch_stats["steps"] + 1}
         if self.running == "variance":
-            return update_running(batch_stats, m, **average)
-        if average.get("running_variance") == "unbiased":
+            return average(batch_stats, m)
+        if average.running_variance == "unbiased":
             raise ValueError(
                 "`running_variance` must be 'biased' where deviations are averaged, got 'unbiased'; "
                 "that is for jbn.renorm(running='variance')"
             )
         var, sigma = batch_stats["var"], jnp.sqrt(batch_stats["var"] + epsilon)
         deviation = dataclasses.replace(m, var=jnp.sqrt(m.var + epsilon))
-        updated = update_running({**batch_stats, "var": sigma}, deviation, **average)
+        updated = average({**batch_stats, "var": sigma}, deviation)
         new = updated["var"]
         # What was not updated stays as it is, to the last digit.
         updated["var"] = jnp.where(new == sigma, var, jnp.maximum(jnp.square(new) - epsilon, 0))
         return updated
+
+
+def _check_limit(name: str, limit: Any) -> None:
+    """Fails where a limit is no number, or too small; a traced one cannot be looked at."""
+    if isinstance(limit, Tracer):
+        return
+    if callable(limit) or np.ndim(limit) or not np.asarray(limit) >= _LEAST[name]:
+        raise ValueError(f"`{name}` must be a number, at least {_LEAST[name]}, got {limit!r}")
 
 
 def _composed(params, r, d, axis, ndim):

@@ -22,6 +22,17 @@ def rows(arrays: Mapping[str, ArrayLike], index: Array | int) -> dict[str, Array
 def with_row(
     arrays: Mapping[str, ArrayLike], index: Array | int, row: Mapping[str, Array]
 ) -> dict[str, Array]:
-    """The arrays with another row at an index; the same where there is none."""
+    """The arrays with another row at an index, in the dtype of that; the same where there is none."""
     outside = {"mode": "drop", "wrap_negative_indices": False}
-    return {name: jnp.asarray(arrays[name]).at[index].set(v, **outside) for name, v in row.items()}
+    wide = {name: jnp.asarray(arrays[name]).astype(v.dtype) for name, v in row.items()}
+    return {name: wide[name].at[index].set(v, **outside) for name, v in row.items()}
+
+
+def check_rows(name: str, arrays: Mapping[str, ArrayLike], n: int, of: str) -> None:
+    """Fails where arrays have not as many rows as there are situations."""
+    for key, v in arrays.items():
+        if jnp.shape(v)[:1] != (n,):
+            raise ValueError(
+                f"`{name}['{key}']` must have a first axis of {n}, for {n} {of}, got shape "
+                f"{jnp.shape(v)}; make it with the `init` of this norm"
+            )

@@ -4,10 +4,10 @@ import dataclasses
 
 import jax.numpy as jnp
 
+from jbn import _dtypes
 from jbn._masking import squared
 from jbn._norm import Norm
-from jbn._running import update_running
-from jbn.variants.by_moments import ByMoments, by_mode, normalized_by, running
+from jbn.variants.by_moments import ByMoments, normalized_by, running
 from jbn.variants.mixture import mixed
 
 
@@ -60,26 +60,26 @@ def streaming() -> Norm:
 class Streaming(ByMoments):
     """See `streaming`."""
 
-    def in_training(self, x, params, batch_stats, *, train, average, axis, **options):
+    def in_training(self, x, params, batch_stats, *, average, axis, **options):
         """By the mixture of the running statistics and those of the batch."""
-        if average.get("running_variance", "biased") != "biased":
+        if average.running_variance != "biased":
             raise ValueError(
                 "`running_variance` of jbn.streaming must be 'biased', got "
-                f"{average['running_variance']!r}: the variance between batches is part of it"
+                f"{average.running_variance!r}: the variance between batches is part of it"
             )
-        kept = average["momentum"]
-        if kept is None:
-            kept = 1 - 1 / (batch_stats["count"] + 1).astype(jnp.float32)
+        if average.weights is None:
+            count = batch_stats["count"] + 1
+            kept = 1 - 1 / count.astype(_dtypes.real(_dtypes.promote(batch_stats["mean"].dtype)))
+        else:
+            kept, _ = average.weights
 
         def with_batch(m, params):
-            stored = running(batch_stats, m)
             weight = jnp.where(m.count > 0, jnp.asarray(kept, m.var.dtype), 1)
-            return by_mode(train, mixed(m, stored, weight), stored), params
+            return mixed(m, running(batch_stats, m), weight), params
 
         options.update(axis=axis, shift=batch_stats["mean"], single=True)
         y, m = normalized_by(with_batch, x, params, **options)
         mean, var = jnp.asarray(m.mean), jnp.asarray(m.var)
         between = squared(mean - batch_stats["mean"].astype(mean.dtype))
         var = var + jnp.asarray(kept, var.dtype) * between
-        updated = update_running(batch_stats, dataclasses.replace(m, var=var), **average)
-        return y, by_mode(train, updated, batch_stats)
+        return y, average(batch_stats, dataclasses.replace(m, var=var))

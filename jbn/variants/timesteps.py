@@ -3,10 +3,13 @@
 import dataclasses
 
 import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
 
+from jbn import _checks
 from jbn._norm import Norm, plain
 from jbn.variants.composition import check_inner
-from jbn.variants.stacked import repeated, rows, with_row
+from jbn.variants.stacked import check_rows, repeated, rows, with_row
 
 
 def timesteps(max_steps: int, norm: Norm = plain) -> Norm:
@@ -68,8 +71,7 @@ class Timesteps(Norm):
     norm: Norm
 
     def __post_init__(self):
-        if not isinstance(self.max_steps, int) or self.max_steps < 1:
-            raise ValueError(f"`max_steps` must be a positive integer, got {self.max_steps!r}")
+        _checks.positive_integer("max_steps", self.max_steps)
         check_inner("timesteps", self.norm, "step")
 
     def init(self, features, **options):
@@ -82,7 +84,8 @@ class Timesteps(Norm):
         self.check(options)
         if step is None or jnp.ndim(step) or not jnp.issubdtype(jnp.result_type(step), jnp.integer):
             raise TypeError(f"`step` must be an integer, given in the call, got {step!r}")
-        if isinstance(step, int) and step < 0:
+        check_rows("batch_stats", batch_stats, self.max_steps, "steps")
+        if not isinstance(step, Tracer) and np.asarray(step) < 0:
             raise ValueError(f"`step` must not be negative, got {step}")
         step = jnp.minimum(step, self.max_steps - 1)
         y, new = self.norm.apply(x, params, rows(batch_stats, step), train=train, **options)

@@ -42,6 +42,9 @@ def ioffe_warmup(begin: int = 5_000, r_end: int = 40_000, d_end: int = 25_000) -
     Returns:
         `r_max` and `d_max`, for `jbn.renorm`.
 
+    Raises:
+        ValueError: it would end before it begins.
+
     Example:
         >>> import jbn
         >>> limits = jbn.ioffe_warmup()
@@ -49,6 +52,9 @@ def ioffe_warmup(begin: int = 5_000, r_end: int = 40_000, d_end: int = 25_000) -
         [1.0, 1.0, 2.0, 3.0]
         >>> norm = jbn.renorm(**limits)
     """
+    end = min(r_end, d_end)
+    if not 0 <= begin <= end:
+        raise ValueError(f"`begin` must lie in 0 ... {end}, where a limit is reached, got {begin!r}")
     return {"r_max": Ramp(1.0, 3.0, begin, r_end), "d_max": Ramp(0.0, 5.0, begin, d_end)}
 
 
@@ -62,6 +68,9 @@ def crossq_warmup(steps: int = 100_000, r_max: float = 3.0, d_max: float = 5.0) 
     Returns:
         `r_max` and `d_max`, for `jbn.renorm`.
 
+    Raises:
+        ValueError: a limit would be below that of plain batch norm.
+
     Example:
         >>> import jbn
         >>> limits = jbn.crossq_warmup(steps=1000)
@@ -69,4 +78,6 @@ def crossq_warmup(steps: int = 100_000, r_max: float = 3.0, d_max: float = 5.0) 
         (0.0, 5.0)
         >>> norm = jbn.renorm(**limits, running="variance")
     """
+    if not (r_max >= 1 and d_max >= 0):
+        raise ValueError(f"`r_max` must be at least 1, and `d_max` 0, got {r_max!r} and {d_max!r}")
     return {"r_max": Ramp(1.0, r_max, steps, steps), "d_max": Ramp(0.0, d_max, steps, steps)}

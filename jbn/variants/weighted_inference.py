@@ -4,10 +4,13 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
 
 from jbn import _checks
+from jbn._mode import by_mode
 from jbn._norm import Norm, as_norm, plain
-from jbn.variants.by_moments import ByMoments, normalized_by, running
+from jbn.variants.by_moments import ByMoments, normalized_by, of_plain, running
 from jbn.variants.mixture import mixed
 from jbn.variants.per_example import examples_as_features
 
@@ -63,8 +66,7 @@ class WeightedInference(Norm):
     norm: Norm
 
     def __post_init__(self):
-        if not 0 <= self.alpha <= 1:
-            raise ValueError(f"`alpha` must lie in [0, 1], got {self.alpha!r}")
+        _check_alpha(self.alpha)
         cls = type(as_norm(self.norm))
         if cls is not Norm and getattr(cls, "in_inference", None) is not ByMoments.in_inference:
             raise ValueError(
@@ -80,13 +82,29 @@ class WeightedInference(Norm):
         """y and the updated statistics: see `jbn.batch_norm` and `jbn.weighted_inference`."""
         self.check(options)
         train = _checks.flag("train", train)
-        y, updated = self.norm.apply(x, params, batch_stats, train=train, **options)
         alpha = self.alpha if alpha is None else alpha
+        _check_alpha(alpha)
         if train is True or (isinstance(alpha, int | float) and alpha == 0):
-            return y, updated
-        options.update(train=True, alpha=jnp.asarray(alpha))
-        weighed, _ = _Weighed().apply(x, params, batch_stats, **options)
-        return weighed if train is False else jnp.where(train, y, weighed), updated
+            return self.norm.apply(x, params, batch_stats, train=train, **options)
+
+        def training(batch_stats):
+            return self.norm.apply(x, params, batch_stats, train=True, **options)
+
+        def inference(batch_stats):
+            weighed = {**of_plain(options), "alpha": jnp.asarray(alpha)}
+            return _Weighed().apply(x, params, batch_stats, train=True, **weighed)
+
+        names = _checks.axis_names(options.get("axis_name"))
+        groups = _checks.index_groups(options.get("axis_index_groups"), names)
+        mapped = {"axis_name": names, "groups": groups}
+        arrays = [None if v is None else jnp.asarray(v) for v in (x, options.get("mask"))]
+        batch_stats = {name: jnp.asarray(v) for name, v in batch_stats.items()}
+        return by_mode(train, training, inference, batch_stats, *arrays, **mapped)
+
+
+def _check_alpha(alpha):
+    if not isinstance(alpha, Tracer) and (np.ndim(alpha) or not 0 <= np.asarray(alpha) <= 1):
+        raise ValueError(f"`alpha` must lie in [0, 1], got {alpha!r}")
 
 
 @dataclasses.dataclass(frozen=True)
