@@ -64,8 +64,8 @@ class Norm:
         if unknown := sorted(set(options) - known):
             call = " in the call of a layer" if by_layer else ""
             raise TypeError(
-                f"{self!r} takes no keyword {', '.join(f'`{name}`' for name in unknown)}{call}; it takes "
-                f"{', '.join(sorted(known)) or 'none besides'}"
+                f"{self!r} takes no keyword {', '.join(f'`{name}`' for name in unknown)}{call}; it "
+                f"takes {', '.join(sorted(known)) or 'none besides'}"
             )
 
 
