@@ -10,6 +10,7 @@ from jbn._statistics import Moments
 from jbn._typing import Array, Axis, AxisIndexGroups, AxisName, Params
 from jbn.ops.local_moments import divide
 from jbn.ops.reduction import Reduction
+from jbn.ops.rounded import rounded, rounded_for_sum
 
 
 def batch_norm_backward(
@@ -29,7 +30,8 @@ def batch_norm_backward(
         d      = x - mean;  n = count;  rstd = rsqrt(var + epsilon)
         dbias  = sum(dy)
         dscale = rstd * sum(dy * d)
-        dx     = scale * rstd * (dy - w * (sum(dy) / n + d * rstd^2 * sum(dy * d) / n))
+        dx     = scale * rstd * (dy - w * sum(dy) / n)
+                 - w * conj(d) * rstd^3 * Re(scale * sum(dy * d)) / n
 
     with w the mask (all ones by default). `jbn.batch_norm` does not call this function: its
     derivative rule transposes into these lines, and the tests hold the two against each other. It is
@@ -74,26 +76,31 @@ def batch_norm_backward(
     reduction = Reduction(_checks.reduction_axes(features, x.ndim), axis_name, groups)
     weights = as_weights(mask, x)
 
-    x_dtype, x = x.dtype, x.astype(_dtypes.promote(x.dtype))
-    d = x - reduction.expand(m.mean.astype(x.dtype))
-    if m.remainder is not None:
-        d = d - reduction.expand(m.remainder)
-    d = harmless(weights, d)
-    dy = jnp.asarray(dy).astype(d.dtype)
+    def deviation(x):
+        d = x - reduction.expand(m.mean.astype(x.dtype))
+        return harmless(weights, d if m.remainder is None else d - reduction.expand(m.remainder))
+
+    dtype = _dtypes.promote(x.dtype)
+    dy = jnp.asarray(dy).astype(dtype)
     sum_dy = reduction.sum(dy)
-    sum_dy_d = reduction.sum(jnp.real(dy * d))
+    sum_dy_d = reduction.sum(dy * deviation(rounded_for_sum(x, dtype)))
     rstd = jax.lax.rsqrt(m.var + jnp.asarray(epsilon, m.var.dtype))
-    dparams = {"scale": rstd * sum_dy_d, "bias": sum_dy}
+    a = rstd.astype(dtype)
+    dparams = {"scale": a * sum_dy_d, "bias": sum_dy}
     dparams = {
         name: (dparams[name] if jnp.iscomplexobj(p) else dparams[name].real).astype(p.dtype)
         for name, p in params.items()
     }
 
+    if "scale" in params:
+        a = params["scale"].astype(dtype) * a
+    # The variance is real, whatever the scale.
+    along_d = (a * sum_dy_d).real
     if axis_name is not None:
         _collectives.require_axis(axis_name, groups)
-        sum_dy, sum_dy_d = _collectives.psum((sum_dy, sum_dy_d), axis_name, groups)
-    slope = reduction.expand(rstd * (rstd * divide(sum_dy_d, m.count))).astype(d.dtype)
-    projection = reduction.expand(divide(sum_dy, m.count)) + jnp.conj(counted(weights, d)) * slope
-    a = params["scale"] * rstd if "scale" in params else rstd
-    a = reduction.expand(a).astype(d.dtype)
-    return (a * (dy - weighted(weights, projection))).astype(x_dtype), dparams
+        sum_dy, along_d = _collectives.psum((sum_dy, along_d), axis_name, groups)
+    slope = reduction.expand(rstd * (rstd * divide(along_d, m.count)))
+    a, mean_dy = (reduction.expand(v).astype(dtype) for v in (a, divide(sum_dy, m.count)))
+    d = counted(weights, deviation(rounded(x, dtype)))
+    dx = a * (dy - weighted(weights, mean_dy)) - weighted(weights, jnp.conj(d) * slope.astype(d.dtype))
+    return dx.astype(x.dtype), dparams

@@ -30,6 +30,7 @@ from jbn._typing import (
     RunningVariance,
 )
 from jbn.ops.reduction import Reduction
+from jbn.ops.rounded import rounded
 
 
 def init(
@@ -168,7 +169,7 @@ def batch_norm(
     weights = as_weights(mask, x)
     dtype = _dtypes.output(x, dtype)
     if dtype in (jnp.float64, jnp.complex128):
-        x = x.astype(dtype)
+        x = rounded(x, dtype)
 
     def training(batch_stats):
         static = form, dtype, running_variance

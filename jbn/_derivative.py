@@ -28,6 +28,7 @@ from jbn._typing import Array
 from jbn.ops.local_moments import divide
 from jbn.ops.platform import choose
 from jbn.ops.reduction import Reduction, known
+from jbn.ops.rounded import rounded, rounded_for_sum
 
 _NO_TANGENT: Any = Moments(None, None, None, None)  # type: ignore[arg-type]
 
@@ -94,7 +95,7 @@ def _moments_jvp(primals, tangents):
 
     @_recomputed
     def tangent(reduction, kept, weights, m, t, tweights):
-        d = Form().deviation(reduction, kept)
+        d = Form().deviation(reduction, _settled(kept))
         return _moments_tangent(reduction, d, weights, m, t, tweights)
 
     kept = Form().keep(reduction, x, x, m, Affine(None, None, None))
@@ -108,15 +109,16 @@ def _normalized_jvp(form, dtype, primals, tangents):
     y = normalized(form, dtype, reduction, x, weights, m, affine)
 
     @_recomputed
-    def tangent(reduction, kept, weights, m, affine, rstd, t, tm, taffine):
-        d = harmless(weights, form.deviation(reduction, _apart(kept)))
+    def tangent(reduction, kept, weights, m, affine, t, tm, taffine):
+        d = harmless(weights, form.deviation(reduction, _summed(kept)))
         centre = None if m.remainder is None else functools.partial(_taken_off, reduction, weights, m)
         return _output_tangent(
-            form, dtype, reduction, kept, weights, d, affine, rstd, t, tm, taffine, centre
+            form, dtype, reduction, kept, weights, d, m, affine, t, tm, taffine, centre
         )
 
-    kept, rstd = form.keep(reduction, x, y, m, affine), _rstd(m, affine)
-    return y, tangent(reduction, kept, weights, m, affine, rstd, t, tm, taffine)
+    return y, tangent(
+        reduction, form.keep(reduction, x, y, m, affine), weights, m, affine, t, tm, taffine
+    )
 
 
 @functools.partial(batch_normalized.defjvp, symbolic_zeros=True)
@@ -128,32 +130,43 @@ def _batch_normalized_jvp(form, dtype, primals, tangents):
     y = normalized(form, dtype, reduction, x, weights, m, affine)
 
     @_recomputed
-    def tangent(reduction, kept, weights, m, affine, rstd, t, tweights, taffine):
-        d = form.deviation(reduction, kept)
+    def tangent(reduction, kept, weights, m, affine, t, tweights, taffine):
+        d = form.deviation(reduction, _settled(kept))
         # Once for both uses: each cast of its own would round its share of dx to half precision.
         t = None if t is None else t.astype(d.dtype)
         tm = _moments_tangent(reduction, d, weights, m, t, tweights)
-        d = harmless(weights, form.deviation(reduction, _apart(kept)))
+        d = harmless(weights, form.deviation(reduction, _summed(kept)))
         centre = functools.partial(_centre if form.lossless else _taken_off, reduction, weights, m)
         ty = _output_tangent(
-            form, dtype, reduction, kept, weights, d, affine, rstd, t, tm, taffine, centre
+            form, dtype, reduction, kept, weights, d, m, affine, t, tm, taffine, centre
         )
         return ty, tm
 
-    kept, rstd = form.keep(reduction, x, y, m, affine), _rstd(m, affine)
-    ty, tm = tangent(reduction, kept, weights, m, affine, rstd, t, tweights, taffine)
+    kept = form.keep(reduction, x, y, m, affine)
+    ty, tm = tangent(reduction, kept, weights, m, affine, t, tweights, taffine)
     return (y, m), (ty, _zeros_for_none(m, tm))
 
 
-def _apart(kept):
+def _settled(kept):
+    """What was kept, for what is computed per value."""
+    return _kept_arrays(kept, rounded, lambda v: v)
+
+
+def _summed(kept):
     """What was kept, for one more sum.
 
     XLA:CPU hands a sum to a library that computes what is summed on the way, unless something else
     needs it as well: then x - mean is written to memory first. With a mean behind a barrier it does not
     see that it is the same.
     """
+    return _kept_arrays(kept, rounded_for_sum, jax.lax.optimization_barrier)
+
+
+def _kept_arrays(kept, widened, per_channel):
     ndim = max(v.ndim for v in jax.tree.leaves(kept))
-    return jax.tree.map(lambda v: v if v.ndim == ndim else jax.lax.optimization_barrier(v), kept)
+    return jax.tree.map(
+        lambda v: widened(v, _dtypes.promote(v.dtype)) if v.ndim == ndim else per_channel(v), kept
+    )
 
 
 def _moments_tangent(reduction, d, weights, m, t, tweights):
@@ -186,7 +199,7 @@ def _moments_tangent(reduction, d, weights, m, t, tweights):
     return Moments(mean, var, tcount[0] if tcount else None, None)
 
 
-def _output_tangent(form, y_dtype, reduction, kept, weights, d, affine, rstd, t, tm, taffine, centre):
+def _output_tangent(form, y_dtype, reduction, kept, weights, d, m, affine, t, tm, taffine, centre):
     """Tangent of y, linear in the tangents: a * dx + d * da + dbias - a * dmean, times the slope.
 
     A tangent of None is zero, and what it would multiply is neither computed nor kept. `centre` is what
@@ -197,7 +210,9 @@ def _output_tangent(form, y_dtype, reduction, kept, weights, d, affine, rstd, t,
     def expand(s):
         return per_position(reduction, jnp.asarray(s), d.ndim, dtype)
 
-    rstd = expand(rstd)
+    # Not a residual: a TPU would read one vector more.
+    var = jnp.asarray(m.var)
+    rstd = expand(jax.lax.rsqrt(var + jnp.asarray(affine.epsilon, var.dtype)))
     a = rstd if affine.scale is None else expand(affine.scale) * rstd
     terms = [] if t is None else [a * t.astype(dtype)]
     shifts = [-(a * expand(v)) for v in (tm.mean, tm.remainder) if v is not None]
@@ -222,11 +237,6 @@ def _output_tangent(form, y_dtype, reduction, kept, weights, d, affine, rstd, t,
     if slope is not None:
         ty = harmless(weights, slope.astype(dtype)) * ty
     return ty.astype(y_dtype)
-
-
-def _rstd(m, affine):
-    var = jnp.asarray(m.var)
-    return jax.lax.rsqrt(var + jnp.asarray(affine.epsilon, var.dtype))
 
 
 def _total(terms):

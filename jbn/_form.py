@@ -10,6 +10,7 @@ from jbn import _dtypes
 from jbn._statistics import Moments
 from jbn._typing import Array
 from jbn.ops.reduction import Reduction
+from jbn.ops.rounded import rounded
 
 
 class Affine(NamedTuple):
@@ -90,7 +91,7 @@ def scale_and_shift(reduction: Reduction, x: Array, m: Moments, affine: Affine) 
     given = (x, mean, a) if affine.bias is None else (x, mean, a, affine.bias)
     dtype = _dtypes.promote(*(v.dtype for v in given))
     a = a.astype(dtype)
-    z = (x.astype(dtype) - reduction.expand(mean.astype(dtype))) * a
+    z = (rounded(x, dtype) - reduction.expand(mean.astype(dtype))) * a
     bias = None
     if affine.bias is not None:
         bias = per_position(reduction, affine.bias, x.ndim, dtype)

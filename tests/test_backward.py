@@ -107,9 +107,12 @@ def test_masked_positions_get_what_the_formula_says():
     np.testing.assert_allclose(dx[masked], (case.cotangent() * a[None, None])[masked], rtol=1e-5)
 
 
-def test_complex_input():
+@pytest.mark.parametrize("turn", [1, 0.6 + 0.8j], ids=["real scale", "complex scale"])
+def test_complex_input(turn):
     case = NAMES["complex64"]
     x, params, batch_stats, kwargs = case.make()
+    if turn != 1:
+        params = {name: jax.lax.complex(p * turn.real, p * turn.imag) for name, p in params.items()}
     dy = jax.lax.complex(case.cotangent(), case.cotangent(2))
 
     def plain(x, params):

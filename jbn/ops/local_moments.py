@@ -29,7 +29,8 @@ from jbn import _dtypes
 from jbn._masking import counted, weighted
 from jbn._typing import Array
 from jbn.ops.platform import choose
-from jbn.ops.reduction import Reduction, known
+from jbn.ops.reduction import Reduction, is_small, known
+from jbn.ops.rounded import rounded, rounded_for_sum
 
 barrier = lax.optimization_barrier
 
@@ -37,8 +38,6 @@ barrier = lax.optimization_barrier
 _SAMPLE = 16
 # The mean of a sample is known to so many roundings.
 _ROUNDINGS = 16
-# Arrays up to this size XLA:CPU sums one value after the other, and the error grows with their number.
-_SMALL = 8192
 
 # So often it sums at most. Each time the shift is nearer by all the digits of its dtype: three are
 # enough if the first is no more than 1e14 deviations off. The end is for data that is not finite.
@@ -112,7 +111,7 @@ def _real_moments(reduction, x, weights, count, shift):
         return until_near(0, shift, zero, zero)
 
     # A small program is compiled longer than it runs.
-    cpu = all_in_the_loop if _is_small(x) else with_first_sums(until_near)
+    cpu = all_in_the_loop if is_small(x) else with_first_sums(until_near)
     return choose(shift, cpu=cpu, default=with_first_sums(unless_enough))
 
 
@@ -164,7 +163,7 @@ def _sample_mean(reduction, sample):
 
     That makes one value repeated in all of x come out as exactly that value.
     """
-    sample = lax.convert_element_type(sample, _dtypes.promote(sample.dtype))
+    sample = rounded(sample, _dtypes.promote(sample.dtype))
     # Of what is sharded over devices no first one can be taken; the largest will do.
     sharded = jax.typeof(sample).sharding.spec
     ends = (1 if a in reduction.axes and sharded[a] is None else n for a, n in enumerate(sample.shape))
@@ -176,15 +175,12 @@ def _sample_mean(reduction, sample):
     return finite(lax.select(near, first, mean))
 
 
-def _is_small(x):
-    return known(*x.shape) and math.prod(x.shape) <= _SMALL
-
-
 def _about(reduction, x, weights, count, shift, same):
     """E[x - shift] and the variance; `same` is the shift once more, for the second sum."""
+    x = rounded_for_sum(x, count.dtype)
 
     def deviation(shift):
-        return lax.sub(lax.convert_element_type(x, count.dtype), reduction.broadcast(shift, x.shape))
+        return lax.sub(x, reduction.broadcast(shift, x.shape))
 
     if weights is None:
         d, d_again = deviation(shift), deviation(same)
@@ -192,7 +188,7 @@ def _about(reduction, x, weights, count, shift, same):
         # XLA:CPU does not hand on a sum with a select in it.
         d = d_again = choose(counted(weights, deviation(shift)), cpu=barrier, default=lambda d: d)
     summed = weighted(weights, d), weighted(weights, lax.square(d_again))
-    totals = reduction.compensated_sums(*summed) if _is_small(x) else map(reduction.sum, summed)
+    totals = reduction.compensated_sums(*summed) if is_small(x) else map(reduction.sum, summed)
     mean, mean_square = (divide(total, count) for total in totals)
     # A select, not arithmetic: left bare, XLA recomputes the division inside each consumer and may
     # contract it with the consumer's addition, so that two consumers see two different means.

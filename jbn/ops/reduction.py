@@ -16,6 +16,8 @@ from jbn.ops.platform import choose
 # in blocks, and into how many at least: more than that cost more than they save.
 _FEW_ROWS = range(256, 8192)
 _BLOCKS = 16
+# Arrays up to this size XLA:CPU sums one value after the other, and the error grows with their number.
+_SMALL = 8192
 
 
 @functools.partial(
@@ -102,6 +104,11 @@ class Reduction:
 def known(*sizes: Any) -> bool:
     """Whether sizes are numbers, and no symbols of an export, with which nothing can be compared."""
     return all(isinstance(n, int) for n in sizes)
+
+
+def is_small(x: Array) -> bool:
+    """Whether XLA:CPU sums an array by itself, without its library."""
+    return known(*x.shape) and math.prod(x.shape) <= _SMALL
 
 
 def _add_exactly(a, b):

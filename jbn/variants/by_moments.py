@@ -20,6 +20,7 @@ from jbn._running import decay, updated
 from jbn._statistics import Moments
 from jbn._typing import Array, BatchStats, RunningVariance
 from jbn.ops.reduction import Reduction
+from jbn.ops.rounded import rounded
 
 Params = Mapping[str, Array]
 
@@ -155,7 +156,7 @@ def normalized_by(
 
     @_keeping_moments
     def run(x, params):
-        x = x.astype(_dtypes.promote(x.dtype, dtype))
+        x = rounded(x, _dtypes.promote(x.dtype, dtype))
         m = named(measure(x, axis=axis, mask=mask, **options))
         used, params = statistics(m, params)
         return normalize(x, used, params, axis=axis, epsilon=epsilon, mask=mask, dtype=dtype), m
