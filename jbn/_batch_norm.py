@@ -157,6 +157,11 @@ def batch_norm(
     batch_stats = _checks.batch_stats_dict(batch_stats, shape, momentum is None)
     _checks.real_where_x_is("batch_stats['mean']", batch_stats["mean"], x)
     affine = Affine(params.get("scale"), params.get("bias"), _checks.epsilon_value(epsilon))
+    if not isinstance(form, Form):
+        raise TypeError(
+            f"`form` must be a jbn.Form, got {form!r}; a norm is given to a layer, as `norm`, or is "
+            f"called by its own `apply`"
+        )
     _checks.choice("running_variance", running_variance, RunningVariance)
     axis_name = _checks.axis_names(axis_name)
     groups = _checks.index_groups(axis_index_groups, axis_name)

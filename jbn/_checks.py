@@ -244,10 +244,11 @@ def mask_array(mask: Any, shape: tuple[int, ...]) -> Array:
             f"`mask` must broadcast against `x`, of shape {tuple(shape)}, got shape {mask.shape}; a "
             f"mask over the batch axes needs a last axis of one for the features: mask[..., None]"
         )
-    if mask.dtype != bool and not isinstance(given, Tracer) and not np.all(np.asarray(given) >= 0):
-        raise ValueError(
-            f"`mask` must be boolean or weights >= 0, got {np.min(np.asarray(given))} among them"
-        )
+    if mask.dtype != bool and not isinstance(given, Tracer):
+        weights = np.asarray(given)
+        unfit = weights[~((weights >= 0) & (weights < np.inf))]
+        if unfit.size:
+            raise ValueError(f"`mask` must be boolean or weights >= 0, got {unfit[0]} among them")
     return jax.lax.expand_dims(mask, range(len(shape) - mask.ndim))
 
 

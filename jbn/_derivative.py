@@ -188,7 +188,7 @@ def _moments_tangent(reduction, d, weights, m, t, tweights):
     if tweights is not None:
         centred = harmless(weights, d - reduction.expand(m.remainder))
         excess = squared(centred) - reduction.expand(m.var)
-        sums.append((reduction.sum(tweights * centred), reduction.sum(tweights * excess)))
+        sums.append((reduction.sum(tweights.astype(centred.dtype) * centred), reduction.sum(tweights * excess)))
     totals = tuple(map(_total, zip(*sums, strict=True)))
     if tweights is not None:
         totals += (count_of(reduction, tweights, d.shape),)

@@ -36,5 +36,11 @@ def by_mode(
                 (nothing,) = _collectives.psum((nothing,), axis_name, groups)
             batch_stats = {name: s + nothing.astype(s.dtype) for name, s in batch_stats.items()}
     _, updated = jax.eval_shape(training, batch_stats)
-    batch_stats = {name: s.astype(updated[name].dtype) for name, s in batch_stats.items()}
+    batch_stats = {name: _typed(s, updated[name]) for name, s in batch_stats.items()}
     return jax.lax.cond(train, training, inference, batch_stats)
+
+
+def _typed(s, like):
+    s = s.astype(like.dtype)
+    sharding = like.sharding
+    return s if sharding in (None, jax.typeof(s).sharding) else jax.sharding.reshard(s, sharding)

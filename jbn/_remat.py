@@ -26,7 +26,8 @@ def remat_policy(primitive: Any, *inputs: Any, **params: Any) -> Any:
     activation, residual sums. For activations that cannot be inverted, as ReLU; else see `jbn.inplace`.
 
     Put `jax.checkpoint` around the loss, or around each block of a network; around a block its input is
-    kept as well, and around a whole ResNet a residual sum is made again from the one before it.
+    kept as well, and around a whole ResNet a residual sum is made again from the one before it. In the
+    body of a `lax.scan` JAX keeps x twice, as what the convolution gives and as what the norm needs.
 
     Args:
         primitive, inputs, params: what `jax.checkpoint` calls a policy with.

@@ -123,6 +123,8 @@ BAD = {
     "a random key": ({"x": jax.random.key(0)}, TypeError, "`x` must be an array of numbers, got .*key"),
     "unknown output": ({"dtype": "float33"}, TypeError, "`dtype` must be a floating.* got 'float33'"),
     "mask a string": ({"mask": "all"}, TypeError, "`mask` must be an array of numbers, got 'all'"),
+    "infinite weights": ({"mask": np.full((6, 1), np.inf)}, ValueError, "`mask` .* >= 0, got inf"),
+    "a norm as the form": ({"form": jbn.plain}, TypeError, "`form` must be .* given to a layer, as"),
     "negative weights": ({"mask": -np.ones((6, 1))}, ValueError, "`mask` .* weights >= 0, got -1.0"),
     "weights of NaN": ({"mask": np.full((6, 1), np.nan)}, ValueError, "`mask` .* got nan among them"),
     "groups in one list": (

@@ -87,6 +87,17 @@ def test_gradient_of_the_weights(mean):
     close(vjp(cotangents)[0], expected, factor=4)
 
 
+def test_gradient_of_the_weights_of_complex_values():
+    weights = np.where(MASK, 1.5, 0.5).astype(np.float32)
+
+    def variance(weights, x):
+        return jnp.sum(jbn.moments(x, mask=weights).var)
+
+    # The variance is that of the two parts together.
+    apart = sum(jax.grad(variance)(weights, x) for x in (X, DY))
+    close(jax.grad(variance)(weights, jax.lax.complex(X, DY)), apart)
+
+
 @pytest.mark.parametrize("train", [True, False])
 def test_a_sample_that_counts_and_is_no_number_shows_in_the_gradients(train):
     x = X.copy()
