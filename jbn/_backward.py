@@ -1,10 +1,10 @@
 """The analytic backward pass as a plain function: what `jax.grad` of `jbn.batch_norm` computes."""
 
-import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from jbn import _checks, _collectives, _dtypes
+from jbn._form import inverse_deviation
 from jbn._masking import as_weights, counted, harmless, weighted
 from jbn._statistics import Moments
 from jbn._typing import Array, Axis, AxisIndexGroups, AxisName, Params
@@ -84,7 +84,7 @@ def batch_norm_backward(
     dy = jnp.asarray(dy).astype(dtype)
     sum_dy = reduction.sum(dy)
     sum_dy_d = reduction.sum(dy * deviation(rounded_for_sum(x, dtype)))
-    rstd = jax.lax.rsqrt(m.var + jnp.asarray(epsilon, m.var.dtype))
+    rstd = inverse_deviation(m.var, epsilon)
     a = rstd.astype(dtype)
     dparams = {"scale": a * sum_dy_d, "bias": sum_dy}
     dparams = {

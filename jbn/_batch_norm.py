@@ -30,7 +30,7 @@ from jbn._typing import (
     RunningVariance,
 )
 from jbn.ops.reduction import Reduction
-from jbn.ops.rounded import rounded
+from jbn.ops.rounded import widened
 
 
 def init(
@@ -174,7 +174,7 @@ def batch_norm(
     weights = as_weights(mask, x)
     dtype = _dtypes.output(x, dtype)
     if dtype in (jnp.float64, jnp.complex128):
-        x = rounded(x, dtype)
+        x = widened(x, dtype)
 
     def training(batch_stats):
         static = form, dtype, running_variance

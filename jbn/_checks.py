@@ -54,16 +54,6 @@ def reduction_axes(features: tuple[int, ...], ndim: int) -> tuple[int, ...]:
     return tuple(a for a in range(ndim) if a not in features)
 
 
-def example_axes(features: tuple[int, ...], ndim: int) -> tuple[int, ...]:
-    """The axes that hold no features, of which the first is that of the examples."""
-    reduced = reduction_axes(features, ndim)
-    if not reduced:
-        raise ValueError(
-            f"`axis` must leave an axis of `x` for the examples, got {features} of {ndim} axes"
-        )
-    return reduced
-
-
 def positive_integer(name: str, value: Any) -> None:
     """Fails where a setting is none."""
     whole = isinstance(value, (int, np.integer)) and not isinstance(value, bool)

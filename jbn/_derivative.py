@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
 
 from jbn import _collectives, _dtypes
-from jbn._form import Affine, Form, per_position, scale_and_shift
+from jbn._form import Affine, Form, inverse_deviation, per_position, scale_and_shift
 from jbn._masking import count as count_of
 from jbn._masking import counted, harmless, squared, weighted
 from jbn._remat import named
@@ -188,7 +188,9 @@ def _moments_tangent(reduction, d, weights, m, t, tweights):
     if tweights is not None:
         centred = harmless(weights, d - reduction.expand(m.remainder))
         excess = squared(centred) - reduction.expand(m.var)
-        sums.append((reduction.sum(tweights.astype(centred.dtype) * centred), reduction.sum(tweights * excess)))
+        sums.append(
+            (reduction.sum(tweights.astype(centred.dtype) * centred), reduction.sum(tweights * excess))
+        )
     totals = tuple(map(_total, zip(*sums, strict=True)))
     if tweights is not None:
         totals += (count_of(reduction, tweights, d.shape),)
@@ -211,8 +213,7 @@ def _output_tangent(form, y_dtype, reduction, kept, weights, d, m, affine, t, tm
         return per_position(reduction, jnp.asarray(s), d.ndim, dtype)
 
     # Not a residual: a TPU would read one vector more.
-    var = jnp.asarray(m.var)
-    rstd = expand(jax.lax.rsqrt(var + jnp.asarray(affine.epsilon, var.dtype)))
+    rstd = expand(inverse_deviation(m.var, affine.epsilon))
     a = rstd if affine.scale is None else expand(affine.scale) * rstd
     terms = [] if t is None else [a * t.astype(dtype)]
     shifts = [-(a * expand(v)) for v in (tm.mean, tm.remainder) if v is not None]

@@ -74,9 +74,16 @@ def per_position(reduction: Reduction, s: Array, ndim: int, dtype: Any) -> Array
     return (s if s.ndim == ndim else reduction.expand(s)).astype(dtype)
 
 
+def inverse_deviation(var: Any, epsilon: Any) -> Array:
+    """rsqrt(var + epsilon), in float32 at least."""
+    var = jnp.asarray(var)
+    var = var.astype(_dtypes.promote(var.dtype))
+    return lax.rsqrt(var + jnp.asarray(epsilon, var.dtype))
+
+
 def gain(reduction: Reduction, var: Array, affine: Affine, ndim: int) -> Array:
     """a = scale * rsqrt(var + epsilon), broadcasting against x."""
-    rstd = reduction.expand(lax.rsqrt(var + jnp.asarray(affine.epsilon, var.dtype)))
+    rstd = reduction.expand(inverse_deviation(var, affine.epsilon))
     if affine.scale is None:
         return rstd
     dtype = _dtypes.promote(rstd.dtype, affine.scale.dtype)

@@ -34,6 +34,7 @@ OPTIMIZED = {
     "test_properties",
     "test_reduction",
     "test_remat",
+    "test_rounded",
 }
 
 

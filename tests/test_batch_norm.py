@@ -88,26 +88,6 @@ def test_output_dtype_can_be_chosen():
         assert stats["mean"].dtype == jnp.float32
 
 
-@pytest.mark.parametrize("train", [True, False])
-def test_a_traced_train_flag_gives_what_the_python_bool_gives(train):
-    case = cases.NAMES["sequence"]
-    x, params, batch_stats, kwargs = case.make()
-    traced = jax.jit(
-        lambda flag: jbn.batch_norm(x, params, batch_stats, train=flag, **kwargs, **case.running())
-    )
-    expected = jbn.batch_norm(x, params, batch_stats, train=train, **kwargs, **case.running())
-    jax.tree.map(lambda a, b: close(a, b, reduced=15), traced(train), expected)
-
-
-def test_a_concrete_boolean_array_serves_as_train_flag():
-    x, params, batch_stats, _ = cases.NAMES["mlp"].make()
-    expected = jbn.batch_norm(x, params, batch_stats, train=True)
-    for flag in (jnp.array(True), np.True_):
-        jax.tree.map(
-            np.testing.assert_array_equal, jbn.batch_norm(x, params, batch_stats, train=flag), expected
-        )
-
-
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "int32"])
 @pytest.mark.parametrize("momentum", [0.9, None])
 def test_running_statistics_fit_a_scan_carry(dtype, momentum):
@@ -348,67 +328,8 @@ def test_a_channel_of_inf_has_no_variance():
     np.testing.assert_array_equal(m.mean, [np.nan, 1])
 
 
-@pytest.mark.several_devices
-def test_a_traced_train_flag_under_checked_shard_map():
-    x, params, batch_stats, _ = cases.NAMES["mlp"].make()
-    x = jnp.concatenate([x, x[:2]])
-    devices = jax.make_mesh((4,), ("i",), axis_types=(jax.sharding.AxisType.Auto,))
-    rows, whole = jax.sharding.PartitionSpec("i"), jax.sharding.PartitionSpec()
-
-    def local(x, flag):
-        y, stats = jbn.batch_norm(x, params, batch_stats, train=flag)
-        return y, jax.tree.map(lambda v: v[None], stats)
-
-    mapped = jax.shard_map(local, mesh=devices, in_specs=(rows, whole), out_specs=rows)
-    for flag in (True, False):
-        y, stats = jax.jit(mapped)(x, flag)
-        for device in range(4):
-            part = slice(2 * device, 2 * device + 2)
-            expected = jbn.batch_norm(x[part], params, batch_stats, train=flag)
-            actual = y[part], jax.tree.map(lambda v, d=device: v[d], stats)
-            jax.tree.map(lambda a, b: close(a, b, reduced=6), actual, expected)
-
-
 def test_clean_data_passes_debug_nans_without_jit():
     x, params, batch_stats, _ = cases.NAMES["mlp"].make()
     with jax.debug_nans(True), jax.disable_jit():
         y, _ = jbn.batch_norm(x, params, batch_stats, train=True)
     close(y, reference.batch_norm(x, params), reduced=6)
-
-
-def test_a_concrete_flag_as_an_array_does_not_recompile():
-    x, params, batch_stats, _ = cases.NAMES["mlp"].make()
-    jbn.batch_norm(x, params, batch_stats, train=True)
-    before = jbn._batch_norm._train._cache_size()
-    jbn.batch_norm(x, params, batch_stats, train=jnp.array(True))
-    assert jbn._batch_norm._train._cache_size() == before
-
-
-@pytest.mark.several_devices
-@pytest.mark.parametrize("axis_name", [None, "i"])
-@pytest.mark.parametrize("sharded", ["x", "mask"])
-def test_a_traced_train_flag_with_replicated_statistics(axis_name, sharded):
-    """Both branches must vary over the same devices, which x, the mask and the axis name decide."""
-    x, params, batch_stats, _ = cases.NAMES["mlp"].make()
-    x = jnp.concatenate([x, x[:2]])
-    mask = (jnp.arange(8) != 3)[:, None]
-    devices = jax.make_mesh((4,), ("i",), axis_types=(jax.sharding.AxisType.Auto,))
-    rows, whole = jax.sharding.PartitionSpec("i"), jax.sharding.PartitionSpec()
-    if sharded == "mask":
-        x = x[:2]
-
-    def local(x, mask, flag):
-        y, stats = jbn.batch_norm(x, params, batch_stats, train=flag, mask=mask, axis_name=axis_name)
-        return y, jax.tree.map(lambda v: v[None], stats)
-
-    specs = (rows if sharded == "x" else whole, rows, whole)
-    mapped = jax.jit(jax.shard_map(local, mesh=devices, in_specs=specs, out_specs=rows))
-    whole_x = x if sharded == "x" else jnp.tile(x, (4, 1))
-    for flag in (True, False):
-        y, _ = mapped(x, mask, flag)
-        if axis_name is not None or not flag:
-            expected, _ = jbn.batch_norm(whole_x, params, batch_stats, train=flag, mask=mask)
-            close(y, expected, reduced=8)
-        else:
-            first, _ = jbn.batch_norm(whole_x[:2], params, batch_stats, train=True, mask=mask[:2])
-            close(y[:2], first, reduced=8)

@@ -106,17 +106,3 @@ def test_explicit_axes_with_sharded_state_and_channels_that_are_not(spec):
     assert spec_of(stats["mean"]) == P("model")
     np.testing.assert_allclose(stats["var"], reference.moments(X)[1], rtol=1e-6)
     np.testing.assert_allclose(y, reference.batch_norm(X, {}), rtol=1e-6, atol=1e-6)
-
-
-@pytest.mark.parametrize("train", [True, False])
-def test_explicit_axes_with_a_traced_flag(train):
-    devices = mesh(AxisType.Explicit)
-    with jax.set_mesh(devices):
-        params, batch_stats = jbn.init(4)
-        x = jax.device_put(X, NamedSharding(devices, P("data", "model")))
-        y, stats = jax.jit(lambda x, train: jbn.batch_norm(x, params, batch_stats, train=train))(
-            x, jnp.asarray(train)
-        )
-    assert spec_of(stats["mean"]) == P("model")
-    expected, _ = jbn.batch_norm(X, params, batch_stats, train=train)
-    np.testing.assert_allclose(y, expected, rtol=1e-6, atol=1e-6)

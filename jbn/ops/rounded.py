@@ -29,6 +29,11 @@ def rounded_for_sum(x: Array, dtype: jnp.dtype) -> Array:
     return _rounded(_uncontracted if is_small(x) else _unchanged, x, dtype)
 
 
+def widened(x: Array, dtype: jnp.dtype) -> Array:
+    """The same, for what is kept: x itself, and no copy, where it is of that dtype."""
+    return x if x.dtype == dtype else rounded(x, dtype)
+
+
 def _rounded(on_cpu: Callable[[Array], Array], x: Array, dtype: jnp.dtype) -> Array:
     if jnp.iscomplexobj(x):
         part = functools.partial(_rounded, on_cpu, dtype=jnp.finfo(dtype).dtype)

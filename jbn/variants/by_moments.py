@@ -20,7 +20,7 @@ from jbn._running import decay, updated
 from jbn._statistics import Moments
 from jbn._typing import Array, BatchStats, RunningVariance
 from jbn.ops.reduction import Reduction
-from jbn.ops.rounded import rounded
+from jbn.ops.rounded import widened
 
 Params = Mapping[str, Array]
 
@@ -79,7 +79,7 @@ class ByMoments(Norm):
         momentum=0.99,
         epsilon=1e-5,
         mask=None,
-        running_variance="biased",
+        running_variance: RunningVariance = "biased",
         **options,
     ):
         """y and the updated statistics: see `jbn.batch_norm`."""
@@ -95,7 +95,9 @@ class ByMoments(Norm):
         names = _checks.axis_names(options.pop("axis_name", None))
         groups = _checks.index_groups(options.pop("axis_index_groups", None), names)
         average = Average(decay(_checks.momentum_value(momentum)), running_variance)
-        arrays = {n: v for n, v in options.items() if isinstance(v, jax.Array | np.ndarray)}
+        arrays: dict[str, Any] = {
+            n: v for n, v in options.items() if isinstance(v, jax.Array | np.ndarray)
+        }
         arrays.update(mask=mask, epsilon=_checks.epsilon_value(epsilon))
         static = {n: v for n, v in options.items() if n not in arrays}
         static.update(axis=axis, axis_name=names, axis_index_groups=groups)
@@ -156,7 +158,7 @@ def normalized_by(
 
     @_keeping_moments
     def run(x, params):
-        x = rounded(x, _dtypes.promote(x.dtype, dtype))
+        x = widened(x, _dtypes.promote(x.dtype, dtype))
         m = named(measure(x, axis=axis, mask=mask, **options))
         used, params = statistics(m, params)
         return normalize(x, used, params, axis=axis, epsilon=epsilon, mask=mask, dtype=dtype), m

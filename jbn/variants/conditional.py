@@ -9,6 +9,7 @@ from jbn import _checks
 from jbn._norm import Norm, plain
 from jbn.variants.composition import chain, check_inner, check_one_set
 from jbn.variants.frozen import Frozen
+from jbn.variants.grouping import example_axes
 
 
 def conditional(norm: Norm = plain) -> Norm:
@@ -93,5 +94,5 @@ def _of_rank(v, ndim, features):
     """What has one value for each example and channel, with axes of size one for the positions."""
     if v.ndim != 1 + len(features):
         return v
-    examples, *positions = _checks.example_axes(features, ndim)
+    examples, *positions = example_axes(features, ndim)
     return lax.expand_dims(v.transpose(np.argsort([examples, *features])), positions)

@@ -10,6 +10,7 @@ from jax.core import Tracer
 from jbn import _checks
 from jbn._norm import Norm, plain
 from jbn.variants.composition import check_inner
+from jbn.variants.grouping import example_axes
 from jbn.variants.per_example import PerExample
 from jbn.variants.stacked import check_rows, repeated, rows, with_row
 
@@ -104,7 +105,7 @@ class Domains(Norm):
             )
         x = _checks.input_array(x)
         axis = _checks.feature_axes(axis, x.ndim)
-        examples, *positions = _checks.example_axes(axis, x.ndim)
+        examples, *positions = example_axes(axis, x.ndim)
         if domain.shape != (x.shape[examples],):
             raise ValueError(
                 f"`domain` must be one index or one for each of the {x.shape[examples]} examples, got "
@@ -122,8 +123,7 @@ class Domains(Norm):
         if domain is None:
             raise TypeError("`domain` must be given in the call: an index, or one for each example")
         whole = isinstance(domain, int | np.integer | np.ndarray | jax.Array)
-        dtype = jnp.result_type(domain) if whole else None
-        if not whole or np.ndim(domain) > 1 or not jnp.issubdtype(dtype, jnp.integer):
+        if not whole or np.ndim(domain) > 1 or not jnp.issubdtype(jnp.result_type(domain), jnp.integer):
             raise TypeError(f"`domain` must be an integer or an array of shape (N,), got {domain!r}")
         if not isinstance(domain, Tracer):
             outside = np.asarray(domain)

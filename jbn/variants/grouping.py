@@ -71,7 +71,7 @@ def divided(
     uneven: bool,
 ) -> Grouping:
     """The batch, the first axis that holds no features, in so many groups or in groups of that size."""
-    axis, *_ = _checks.example_axes(features, len(shape))
+    axis, *_ = example_axes(features, len(shape))
     batch = shape[axis]
     size = size or max(1, math.ceil(batch / (groups or 1)))
     groups = groups or max(1, math.ceil(batch / size))
@@ -81,3 +81,13 @@ def divided(
             f"batch, drop its rest, or allow groups of different sizes with `uneven=True`"
         )
     return Grouping(axis, batch, groups, size, interleaved)
+
+
+def example_axes(features: tuple[int, ...], ndim: int) -> tuple[int, ...]:
+    """The axes that hold no features, of which the first is that of the examples."""
+    reduced = _checks.reduction_axes(features, ndim)
+    if not reduced:
+        raise ValueError(
+            f"`axis` must leave an axis of `x` for the examples, got {features} of {ndim} axes"
+        )
+    return reduced
