@@ -2,6 +2,7 @@
 
 import doctest
 import importlib
+import inspect
 import pkgutil
 import re
 import tomllib
@@ -53,6 +54,10 @@ def test_the_readme_lists_the_public_api():
     listed = {name.partition(".")[0] for name in names}
     modules = {"tools", "linen", "nnx"}
     assert listed == set(PUBLIC) | modules | {"plain"}
+    tools = set(re.findall(r"`(\w+)`", text.partition("\n## ")[0].partition("`jbn.tools`")[2]))
+    suffixes = {name for name in tools if name.startswith("_")}
+    tools |= {name + suffix for name in ("from", "to") for suffix in suffixes}
+    assert tools > {name for name, v in vars(jbn.tools).items() if inspect.isfunction(v)}
 
 
 PAGES = [
@@ -83,11 +88,11 @@ def test_links_lead_somewhere(path):
 
 def test_the_table_of_features_names_a_test_in_every_row():
     text = (ROOT / "README.md").read_text(encoding="utf-8")
-    _, _, *rows = re.search(r"^\|.*\| test of jbn \|\n(?:\|.*\n)+", text, re.M)[0].splitlines()
+    _, _, *rows = re.search(r"^\| \| jbn \| Flax \| Haiku .*\n(?:\|.*\n)+", text, re.M)[0].splitlines()
     assert len(rows) > 8
     for row in rows:
-        assert "](tests/test_" in row.split("|")[-2], row
-        assert row.count("|") == 9, row
+        assert "](tests/test_" in row.split("|")[1], row
+        assert row.count("|") == 8, row
 
 
 def test_the_gallery_lists_every_example_and_shows_every_picture():
