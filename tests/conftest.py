@@ -18,6 +18,9 @@ hypothesis.settings.register_profile("default", max_examples=10, deadline=None)
 hypothesis.settings.register_profile("nightly", max_examples=2000, deadline=None)
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
 
+# Of which a test may run the program, on the machine at hand.
+PLATFORMS = ("cpu", "cuda", "tpu")
+
 # What they find is rounding, or the program that XLA makes: here it compiles as it does for users.
 OPTIMIZED = {
     "test_across_devices",
@@ -38,12 +41,33 @@ OPTIMIZED = {
 }
 
 
+def pytest_configure(config):
+    """What has been compiled once, by any process of this run or of an earlier one, is read again."""
+    # Of two processes that compile the same at a time, one may find the other's file half written.
+    config.addinivalue_line("filterwarnings", "ignore:Error reading persistent compilation cache entry")
+    settings = {
+        "jax_compilation_cache_dir": str(config.cache.mkdir("jax")),
+        "jax_persistent_cache_min_compile_time_secs": 0,
+        "jax_persistent_cache_min_entry_size_bytes": -1,
+    }
+    for name, value in settings.items():
+        os.environ[name.upper()] = str(value)
+        jax.config.update(name, value)
+
+
 def pytest_collection_modifyitems(items):
     """Skips what this machine lacks the devices for; a skipped test is never run on something else.
 
     Tests that are compiled alike follow one another.
     """
-    items.sort(key=lambda item: item.module.__name__ not in OPTIMIZED)
+    modules = list(dict.fromkeys(item.module for item in items))
+    items.sort(
+        key=lambda item: (
+            item.module.__name__ not in OPTIMIZED,
+            modules.index(item.module),
+            _platform_of(item) or "",
+        )
+    )
     on_gpu, devices = jax.default_backend() == "gpu", jax.device_count()
     for item in items:
         if item.get_closest_marker("gpu") and not on_gpu:
@@ -89,7 +113,7 @@ def standard_promotion():
         yield
 
 
-@pytest.fixture(params=["cpu", "cuda", "tpu"])
+@pytest.fixture(params=PLATFORMS)
 def platform(request, monkeypatch):
     """The program of each platform, run on the machine at hand."""
 
@@ -97,9 +121,26 @@ def platform(request, monkeypatch):
         return functions.get(request.param, default)(*operands)
 
     monkeypatch.setattr(jax.lax, "platform_dependent", dependent)
-    jax.clear_caches()
-    yield request.param
-    jax.clear_caches()
+    return request.param
+
+
+@pytest.fixture(scope="session")
+def traced_for():
+    """The platform for which JAX's caches are filled."""
+    return {"platform": None}
+
+
+@pytest.fixture(autouse=True)
+def _traced_for_the_platform(request, traced_for):
+    """What was traced for another platform is traced again."""
+    platform = _platform_of(request.node)
+    if traced_for["platform"] != platform:
+        jax.clear_caches()
+        traced_for["platform"] = platform
+
+
+def _platform_of(item):
+    return item.callspec.params.get("platform") if hasattr(item, "callspec") else None
 
 
 @pytest.fixture
