@@ -54,3 +54,12 @@ def test_what_the_same_program_makes_is_as_rounded_as_what_it_is_given(maker, sh
     largest = np.abs(expected).max(0)
     assert np.all(np.abs(wide(dx) - expected).max(0) <= 4 * unit * largest)
     assert np.all(np.abs(dparams["scale"] - expected_dparams["scale"]) <= 4e-6 * len(x) ** 0.5)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_what_is_subnormal_in_half_precision_is_not_lost(dtype):
+    x = jnp.asarray(4e-6 * np.random.default_rng(0).standard_normal((100, 3)), dtype)
+    _, stats = jbn.batch_norm(x, {}, jbn.init(3)[1], train=True, momentum=0.0)
+    mean, var, _ = reference.moments(wide(x))
+    np.testing.assert_allclose(stats["mean"], mean, rtol=2e-6, atol=2e-6 * var.max() ** 0.5)
+    np.testing.assert_allclose(stats["var"], var, rtol=2e-6)

@@ -42,7 +42,8 @@ def _rounded(on_cpu: Callable[[Array], Array], x: Array, dtype: jnp.dtype) -> Ar
         return x.astype(dtype)
     info = jnp.finfo(x.dtype)
     if info.bits == 16 and x.dtype != dtype:
-        return lax.reduce_precision(x.astype(dtype), info.nexp, info.nmant)
+        # With the exponents of the wider dtype: else what is subnormal in float16 would become 0.
+        return lax.reduce_precision(x.astype(dtype), jnp.finfo(dtype).nexp, info.nmant)
     # A TPU's vector unit rounds products, and sums of a select are not part of the convolution before.
     return choose(x, cpu=on_cpu, gpu=_uncontracted, default=_unchanged).astype(dtype)
 
