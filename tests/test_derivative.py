@@ -53,27 +53,49 @@ def both(transform, functions, *arguments):
     return tuple(jax.jit(transform(f))(*arguments) for f in functions)
 
 
+@functools.cache
+def plain_derivatives(case):
+    """(value, gradient, hessian) of the plain loss, which every way of ours must come to."""
+    x, params, _, _ = case.make()
+    _, plain = losses(case)
+
+    @jax.jit
+    def derivatives(x, params):
+        return *jax.value_and_grad(plain, (0, 1))(x, params), jax.hessian(plain, (0, 1))(x, params)
+
+    return derivatives(x, params)
+
+
+def gradient_of_checkpoint(policy):
+    return lambda f: jax.grad(
+        jax.checkpoint(f, policy=getattr(jax.checkpoint_policies, policy)), (0, 1)
+    )
+
+
 FIRST_ORDER = {
     "grad": lambda f: jax.grad(f, (0, 1)),
-    "value_and_grad": lambda f: jax.value_and_grad(f, (0, 1)),
     "jacfwd": lambda f: jax.jacfwd(f, (0, 1)),
     "jacrev": lambda f: jax.jacrev(f, (0, 1)),
     "grad of checkpoint": lambda f: jax.grad(jax.checkpoint(f), (0, 1)),
-    "grad of checkpoint, nothing saveable": lambda f: jax.grad(
-        jax.checkpoint(f, policy=jax.checkpoint_policies.nothing_saveable), (0, 1)
-    ),
-    "grad of checkpoint, everything saveable": lambda f: jax.grad(
-        jax.checkpoint(f, policy=jax.checkpoint_policies.everything_saveable), (0, 1)
-    ),
+    "grad of checkpoint, nothing saveable": gradient_of_checkpoint("nothing_saveable"),
+    "grad of checkpoint, everything saveable": gradient_of_checkpoint("everything_saveable"),
 }
 
+
+def of_params_and_x(hessian):
+    return {name: with_respect_to[0] for name, with_respect_to in hessian[1].items()}
+
+
+# Each with the part of the whole hessian that it makes.
 SECOND_ORDER = {
-    "hessian": lambda f: jax.hessian(f, (0, 1)),
-    "forward over forward": lambda f: jax.jacfwd(jax.jacfwd(f, 1), 0),
-    "reverse over reverse": lambda f: jax.jacrev(jax.jacrev(f, 1), 0),
-    "reverse over forward": lambda f: jax.jacrev(jax.jacfwd(f, 1), 0),
-    "grad of grad": lambda f: jax.grad(lambda x, p: jnp.sum(jnp.square(jax.grad(f)(x, p))), (0, 1)),
-    "hessian of checkpoint": lambda f: jax.hessian(jax.checkpoint(f), 0),
+    "hessian": (lambda f: jax.hessian(f, (0, 1)), lambda hessian: hessian),
+    "forward over forward": (lambda f: jax.jacfwd(jax.jacfwd(f, 1), 0), of_params_and_x),
+    "reverse over reverse": (lambda f: jax.jacrev(jax.jacrev(f, 1), 0), of_params_and_x),
+    "reverse over forward": (lambda f: jax.jacrev(jax.jacfwd(f, 1), 0), of_params_and_x),
+    "hessian of checkpoint": (
+        lambda f: jax.hessian(jax.checkpoint(f), 0),
+        lambda hessian: hessian[0][0],
+    ),
 }
 
 
@@ -81,7 +103,16 @@ SECOND_ORDER = {
 @pytest.mark.parametrize("name", FIRST_ORDER)
 def test_first_order(case, name):
     x, params, _, _ = case.make()
-    close(*both(FIRST_ORDER[name], losses(case), x, params))
+    ours, _ = losses(case)
+    _, gradient, _ = plain_derivatives(case)
+    close(jax.jit(FIRST_ORDER[name](ours))(x, params), gradient)
+
+
+@by_case
+def test_value_and_grad(case):
+    x, params, _, _ = case.make()
+    ours, _ = losses(case)
+    close(jax.jit(jax.value_and_grad(ours, (0, 1)))(x, params), plain_derivatives(case)[:2])
 
 
 @pytest.mark.parametrize(
@@ -97,7 +128,21 @@ def test_first_order(case, name):
 )
 def test_second_order(case, name):
     x, params, _, _ = case.make()
-    close(*both(SECOND_ORDER[name], losses(case), x, params))
+    ours, _ = losses(case)
+    transform, part = SECOND_ORDER[name]
+    close(jax.jit(transform(ours))(x, params), part(plain_derivatives(case)[2]))
+
+
+@pytest.mark.parametrize(
+    "case", [pytest.param(SMALL, marks=pytest.mark.slow), MASKED], ids=lambda case: case.name
+)
+def test_gradient_of_a_function_of_the_gradient(case):
+    x, params, _, _ = case.make()
+
+    def penalty(f):
+        return jax.grad(lambda x, p: jnp.sum(jnp.square(jax.grad(f)(x, p))), (0, 1))
+
+    close(*both(penalty, losses(case), x, params))
 
 
 def test_third_order():

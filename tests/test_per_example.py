@@ -1,5 +1,7 @@
 """Domains mixed in a batch: what is summed by domain, and how exactly."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -21,8 +23,8 @@ def data(shape):
 
 def train(x, domain, **kwargs):
     _, stats = jbn.domains(3).init(x.shape[-1])
-    options = {"train": True, "momentum": 0.0, "domain": domain, **kwargs}
-    return PerExample(3).apply(x, {}, stats, **options)
+    apply = jax.jit(functools.partial(PerExample(3).apply, train=True, momentum=0.0, **kwargs))
+    return apply(x, {}, stats, domain=domain)
 
 
 @pytest.mark.parametrize("shape", [(2000, 3), (40, 5, 3)], ids=str)
