@@ -45,6 +45,8 @@ def pytest_configure(config):
     """What has been compiled once, by any process of this run or of an earlier one, is read again."""
     # Of two processes that compile the same at a time, one may find the other's file half written.
     config.addinivalue_line("filterwarnings", "ignore:Error reading persistent compilation cache entry")
+    if not config.pluginmanager.has_plugin("cacheprovider"):
+        return
     settings = {
         "jax_compilation_cache_dir": str(config.cache.mkdir("jax")),
         "jax_persistent_cache_min_compile_time_secs": 0,
