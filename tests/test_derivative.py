@@ -248,8 +248,9 @@ def test_vmap_of_second_derivatives(mode):
     close(*both(hessians, (ours, plain), xs))
 
 
-def test_grad_through_scan_with_the_statistics_as_carry():
-    x, params, batch_stats, _ = SMALL.make()
+def through_scan():
+    """(ours, plain): losses of a scan over layers, with the statistics as carry."""
+    _, _, batch_stats, _ = SMALL.make()
 
     def loss(batch_norm):
         def run(x, params):
@@ -269,7 +270,34 @@ def test_grad_through_scan_with_the_statistics_as_carry():
     def plain(h, params, stats):
         return reference.plain_batch_norm(h, params), stats
 
-    close(*both(FIRST_ORDER["grad"], (loss(ours), loss(plain)), x, params), reduced=100)
+    return loss(ours), loss(plain)
+
+
+def test_grad_through_scan_with_the_statistics_as_carry():
+    x, params, _, _ = SMALL.make()
+    close(*both(FIRST_ORDER["grad"], through_scan(), x, params), reduced=100)
+
+
+@pytest.mark.parametrize(
+    "transform",
+    [
+        pytest.param(
+            jax.hessian,
+            marks=pytest.mark.skipif(
+                jax.__version_info__ < (0, 12), reason="JAX loses the rule in the gradient of a scan"
+            ),
+        ),
+        lambda f: jax.jacrev(jax.jacfwd(f)),
+    ],
+    ids=["hessian", "reverse over forward"],
+)
+def test_second_derivatives_through_scan(transform):
+    x, params, _, _ = SMALL.make()
+
+    def in_params(loss):
+        return lambda x, p: transform(lambda p: loss(x, p))(p)
+
+    close(*both(in_params, through_scan(), x, params), reduced=1000)
 
 
 @pytest.mark.parametrize("train", [True, False])
