@@ -1,6 +1,7 @@
 """What a call may be given: every check of an argument, made while tracing, before any arithmetic."""
 
 import operator
+import reprlib
 from collections.abc import Iterable, Mapping
 from typing import Any, get_args
 
@@ -12,6 +13,13 @@ from jax.core import Tracer
 from jbn._typing import Array, AxisName, Groups
 
 
+def described(value: Any) -> str:
+    """A value in an error: an array by its shape and dtype, anything long by its beginning."""
+    if isinstance(value, (jax.Array, np.ndarray)):
+        return f"an array of shape {value.shape} and dtype {value.dtype}"
+    return reprlib.repr(value)
+
+
 def number_of_features(features: Any) -> tuple[int, ...]:
     """The sizes of the feature axes, from one or several."""
     sizes: Any = (features,)
@@ -21,10 +29,10 @@ def number_of_features(features: Any) -> tuple[int, ...]:
         shape = tuple(operator.index(n) for n in sizes)
     except TypeError:
         raise TypeError(
-            f"`features` must be an integer or a sequence of integers, got {features!r}"
+            f"`features` must be an integer or a sequence of integers, got {described(features)}"
         ) from None
     if any(n < 0 for n in shape):
-        raise ValueError(f"`features` must not be negative, got {features!r}")
+        raise ValueError(f"`features` must not be negative, got {described(features)}")
     return shape
 
 
@@ -99,16 +107,19 @@ def per_channel(name: str, value: Any, shape: tuple[int, ...] | None) -> Array:
 def params_dict(params: Any, x: Array, shape: tuple[int, ...]) -> dict[str, Array]:
     """`params`, which holds `scale` and `bias`, either, or neither, as floating-point arrays."""
     if not isinstance(params, Mapping):
+        pair = "; jbn.init returns them and the statistics" if isinstance(params, tuple) else ""
         raise TypeError(
             f"`params` must be a mapping with 'scale' and 'bias' (either may be left out), "
-            f"got {type(params).__name__}"
+            f"got {type(params).__name__}{pair}"
         )
     unknown = sorted(str(name) for name in params if name not in ("scale", "bias"))
     if unknown:
-        raise ValueError(
-            f"`params` may hold 'scale' and 'bias', got {unknown} besides; other libraries' names "
-            f"(gamma, beta, weight, offset) must be renamed"
-        )
+        hint = "other libraries' names (gamma, beta, weight, offset) must be renamed"
+        if "params" in unknown:
+            hint = "of the variables of a module pass those of the layer, such as variables['params']"
+        elif {"mean", "var"} & set(unknown):
+            hint = "the running statistics are `batch_stats`, the argument after it"
+        raise ValueError(f"`params` may hold 'scale' and 'bias', got {unknown} besides; {hint}")
     return {name: _parameter(f"params['{name}']", v, x, shape) for name, v in params.items()}
 
 
@@ -230,9 +241,13 @@ def mask_array(mask: Any, shape: tuple[int, ...]) -> Array:
         raise TypeError(f"`mask` must be boolean or real weights >= 0, got dtype {mask.dtype}")
     sizes = zip(reversed(mask.shape), reversed(shape), strict=False)
     if mask.ndim > len(shape) or not all(m in (1, n) for m, n in sizes):
+        hint = "an axis along which it does not change, such as that of the features, is one of size 1"
+        if mask.shape == tuple(shape[: mask.ndim]):
+            ones = (1,) * (len(shape) - mask.ndim)
+            hint = f"if its axes are the first ones of `x`: mask.reshape{mask.shape + ones}"
         raise ValueError(
-            f"`mask` must broadcast against `x`, of shape {tuple(shape)}, got shape {mask.shape}; a "
-            f"mask over the batch axes needs a last axis of one for the features: mask[..., None]"
+            f"`mask` must broadcast against `x`, of shape {tuple(shape)}, got shape {mask.shape}; "
+            f"{hint}"
         )
     if mask.dtype != bool and not isinstance(given, Tracer):
         weights = np.asarray(given)
@@ -285,7 +300,7 @@ def flag(name: str, value: Any) -> Any:
     if isinstance(value, (bool, np.bool_)):
         return bool(value)
     if getattr(value, "shape", None) != () or getattr(value, "dtype", None) != jnp.bool_:
-        raise TypeError(f"`{name}` must be a bool or a boolean scalar array, got {value!r}")
+        raise TypeError(f"`{name}` must be a bool or a boolean scalar array, got {described(value)}")
     return value if isinstance(value, Tracer) else bool(value)
 
 

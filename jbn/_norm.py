@@ -62,10 +62,14 @@ class Norm:
         """Fails where an option is none of those that `apply` takes, or one that a layer gives it."""
         known = keywords(self) - set(by_layer)
         if unknown := sorted(set(options) - known):
-            call = " in the call of a layer" if by_layer else ""
+            names = ", ".join(f"`{name}`" for name in unknown)
+            call = (
+                " in the call of a layer; besides `use_running_average` and `mask`" if by_layer else ";"
+            )
+            hint = "; `train=True` is `use_running_average=False`" if "train" in unknown else ""
             raise TypeError(
-                f"{self!r} takes no keyword {', '.join(f'`{name}`' for name in unknown)}{call}; it "
-                f"takes {', '.join(sorted(known)) or 'none besides'}"
+                f"{self!r} takes no keyword {names}{call} it takes "
+                f"{', '.join(sorted(known)) or 'nothing'}{hint}"
             )
 
 

@@ -88,6 +88,11 @@ class BatchNorm(nn.Module):
         norm = as_norm(self.norm)
         norm.check(options, BY_LAYER)
         given = nn.merge_param("use_running_average", self.use_running_average, use_running_average)
+        if isinstance(given, int) and not isinstance(given, bool):
+            raise TypeError(
+                f"`use_running_average` must be a bool, got {given}; the number of features is that of "
+                f"`x`, and not given to a layer of Linen"
+            )
         inference = _checks.flag("use_running_average", given)
         x = jnp.asarray(x)
         shape = tuple(x.shape[a] for a in _checks.feature_axes(self.axis, x.ndim))
@@ -98,6 +103,12 @@ class BatchNorm(nn.Module):
             "mean": lambda s: self.mean_init(None, s, stats_dtype),
             "var": lambda s: self.var_init(None, s, _dtypes.real(stats_dtype)),
         }
+        there = [name for name in batch_stats if self.has_variable("batch_stats", name)]
+        if there and len(there) < len(batch_stats) and not self.is_initializing():
+            raise ValueError(
+                f"`batch_stats` of {'/'.join(self.path) or 'the layer'} must hold {list(batch_stats)} "
+                f"for norm={norm!r} and momentum={self.momentum!r}, got {there}; make them with `init`"
+            )
         variables = {}
         for name, value in batch_stats.items():
             init = stats_inits.get(name, lambda s, value=value: value)

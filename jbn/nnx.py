@@ -158,6 +158,12 @@ class BatchNorm(nnx.Module):
         )
         inference = _checks.flag("use_running_average", given)
         x = jnp.asarray(x)
+        shape = tuple(x.shape[a] for a in _checks.feature_axes(self.axis, x.ndim))
+        if shape != _checks.number_of_features(self.num_features):
+            raise ValueError(
+                f"`num_features` must be the size of the feature axes of `x`, {shape} of {x.shape} for "
+                f"axis={self.axis!r}, got {self.num_features!r}"
+            )
         variables = {name: getattr(self, name) for name in (*self._params, *self._batch_stats)}
         arrays: dict[str, Any] = {n: None if v is None else v[...] for n, v in variables.items()}
         y, updated = norm.apply(

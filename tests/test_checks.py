@@ -96,7 +96,11 @@ BAD = {
         ValueError,
         r"`mask` must broadcast against `x`, of shape \(6, 4\), got shape \(5, 1\)",
     ),
-    "mask over the batch alone": ({"mask": np.ones(6)}, ValueError, r"mask\[\.\.\., None\]"),
+    "mask over the batch alone": ({"mask": np.ones(6)}, ValueError, r"mask\.reshape\(6, 1\)$"),
+    "mask of other features": ({"mask": np.ones((6, 3))}, ValueError, "such as that of the features"),
+    "statistics as parameters": ({"params": BATCH_STATS}, ValueError, "`batch_stats`, the argument"),
+    "variables": ({"params": {"params": PARAMS}}, ValueError, r"such as variables\['params'\]"),
+    "what init returns": ({"params": jbn.init(4)}, TypeError, "got tuple; jbn.init returns them and"),
     "mask of higher rank": ({"mask": np.ones((2, 6, 4))}, ValueError, "`mask` must broadcast"),
     "mask complex": ({"mask": np.ones(4, np.complex64)}, TypeError, "`mask` must be boolean or real"),
     "groups without a name": (

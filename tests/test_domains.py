@@ -131,6 +131,8 @@ def test_wrong_calls():
     for wrong in (0.5, jnp.zeros((6, 1), jnp.int32), jnp.ones(6, bool)):
         with pytest.raises(TypeError, match="`domain` must be an integer or an array"):
             train(domain=wrong)
+    with pytest.raises(TypeError, match=r"an array of shape \(3000, 1\) and dtype int32$"):
+        train(domain=np.zeros((3000, 1), np.int32))
     with pytest.raises(ValueError, match="one index or one for each of the 6 examples"):
         train(domain=jnp.zeros(3, jnp.int32))
     with pytest.raises(ValueError, match=r"`domain` may be an index for each example with norm=jbn"):

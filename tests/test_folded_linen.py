@@ -111,6 +111,23 @@ def test_variables_that_are_not_folded_are_refused():
     apply, _, _ = jbn.tools.fold(model, variables, X, verbose=False)
     with pytest.raises(ValueError, match=r"`variables` must be those .* statistics of layers_1"):
         apply(variables, X)
+    without_bias = nn.Sequential([nn.Dense(3, use_bias=False), norm()])
+    variables = trained_linen(without_bias, X)
+    apply, _, _ = jbn.tools.fold(without_bias, variables, X, verbose=False)
+    with pytest.raises(ValueError, match=r"`variables` must be those .* no bias of layers_0"):
+        apply(variables, X)
+
+
+def test_a_folded_norm_is_not_trained():
+    class Network(nn.Module):
+        @nn.compact
+        def __call__(self, x, train):
+            return jbn.linen.BatchNorm(use_running_average=not train)(nn.Dense(3)(x))
+
+    variables = Network().init(jax.random.key(0), X, train=False)
+    apply, new, _ = jbn.tools.fold(Network(), variables, X, train=False, verbose=False)
+    with pytest.raises(ValueError, match="`use_running_average` of a batch norm that has been folded"):
+        apply(new, X, train=True)
 
 
 def test_boxed_parameters_come_out_of_their_boxes():

@@ -153,3 +153,17 @@ def test_who_asks_what_a_layer_is_gets_the_answer_of_before(layer):
 def test_a_folded_model_can_be_pickled():
     folded, _ = jbn.tools.fold(net(behind, l=linear(), n=norm()), X, verbose=False)
     agree(pickle.loads(pickle.dumps(folded))(X), folded(X))
+
+
+def test_a_folded_norm_is_not_trained():
+    folded, _ = jbn.tools.fold(net(behind, l=linear(), n=norm()), X, verbose=False)
+    folded.train()
+    with pytest.raises(ValueError, match="`use_running_average` of a batch norm that has been folded"):
+        folded(X)
+    folded.eval()
+    folded(X)
+
+
+def test_a_model_without_its_input_is_an_error_of_the_layer():
+    with pytest.raises(TypeError, match="missing 1 required positional argument: 'inputs'"):
+        jbn.tools.fold(nnx.Sequential(nnx.Linear(4, 4, rngs=nnx.Rngs(0))), verbose=False)

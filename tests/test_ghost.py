@@ -106,8 +106,12 @@ def test_inference_takes_any_batch():
 
 
 def test_a_batch_that_does_not_divide_is_an_error_that_says_what_to_do():
-    with pytest.raises(ValueError, match=r"6 examples, which do not divide into 4 .*`uneven=True`"):
+    with pytest.raises(
+        ValueError, match=r"6 examples, which do not divide into 4 groups: .*`uneven=True`"
+    ):
         train(jbn.ghost(groups=4))
+    with pytest.raises(ValueError, match="6 examples, which do not divide into groups of 4"):
+        train(jbn.ghost(size=4))
     with pytest.raises(ValueError, match="`axis` must leave an axis of `x` for the examples"):
         train(jbn.ghost(groups=1), X[0], {}, jbn.init((3, 4))[1], axis=(0, 1))
 

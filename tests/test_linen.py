@@ -388,3 +388,19 @@ def test_dtypes_of_the_statistics(dtype, mean, x64):
     stats = variables["batch_stats"]
     assert stats["mean"].dtype == mean
     assert stats["var"].dtype == ("float64" if dtype == "float64" else "float32")
+
+
+def test_the_number_of_features_is_no_argument():
+    with pytest.raises(TypeError, match=r"`use_running_average` .* got 64; the number of features is"):
+        BatchNorm(64).init(KEY, data())
+
+
+def test_statistics_that_are_not_all_there_are_not_begun_anew():
+    variables = BatchNorm(use_running_average=False).init(KEY, data())
+    cumulative = BatchNorm(use_running_average=False, momentum=None)
+    with pytest.raises(
+        ValueError, match=r"must hold \['mean', 'var', 'count'\] .* got \['mean', 'var'\]"
+    ):
+        cumulative.apply(variables, data(), mutable=["batch_stats"])
+    _, updated = cumulative.apply({"params": variables["params"]}, data(), mutable=["batch_stats"])
+    assert set(updated["batch_stats"]) == {"mean", "var", "count"}

@@ -222,7 +222,7 @@ def test_missing_use_running_average_is_an_error():
 
 
 def test_wrong_number_of_features_is_an_error():
-    with pytest.raises(ValueError, match=r"params\['scale'\].*\(3,\), got \(4,\)"):
+    with pytest.raises(ValueError, match=r"`num_features` must be .* \(3,\) of \(6, 3\) .* got 4$"):
         make()(data((6, 3)))
 
 

@@ -316,7 +316,7 @@ class TestData:
 
     def test_a_failing_batch_leaves_a_model_as_it_was(self):
         model = NNXNetwork()
-        with pytest.raises(ValueError, match="shape of the feature axes"):
+        with pytest.raises(ValueError, match="size of the feature axes"):
             jbn.tools.recalibrate(model, [BATCHES[0], np.ones((2, 5), np.float32)])
         np.testing.assert_array_equal(model.layers[0].mean[...], 0)
         assert not hasattr(model.layers[0], "total_mean")

@@ -35,7 +35,7 @@ def points(axes: Axes, x: Any, values: Any, name: str, **look: Any) -> None:
 def accuracy_axis(axes: Axes, text: str = "test accuracy") -> None:
     """Makes the y axis one of accuracies, in percent, with a grid."""
     axes.set_ylabel(text)
-    axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    axes.yaxis.set_major_formatter(PercentFormatter(1))
     axes.grid(alpha=0.3)
 
 

@@ -1,5 +1,6 @@
 """A trained model without its batch norms, which become part of the layers before them."""
 
+import reprlib
 from collections.abc import Mapping
 from typing import Any, overload
 
@@ -69,8 +70,8 @@ def fold(model: Any, /, *inputs: Any, verbose: bool = True, **kwargs: Any) -> An
         folded = fold_nnx(model, inputs, kwargs)
     elif not isinstance(model, nn.Module):
         raise TypeError(
-            f"`model` must be a module of flax.linen or flax.nnx, got {model!r}; for kernels there is "
-            f"jbn.tools.fold_into_previous"
+            f"`model` must be a module of flax.linen or flax.nnx, got {reprlib.repr(model)}; for "
+            f"kernels there is jbn.tools.fold_into_previous"
         )
     elif not inputs or not isinstance(inputs[0], Mapping):
         raise TypeError(

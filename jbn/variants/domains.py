@@ -124,7 +124,10 @@ class Domains(Norm):
             raise TypeError("`domain` must be given in the call: an index, or one for each example")
         whole = isinstance(domain, int | np.integer | np.ndarray | jax.Array)
         if not whole or np.ndim(domain) > 1 or not jnp.issubdtype(jnp.result_type(domain), jnp.integer):
-            raise TypeError(f"`domain` must be an integer or an array of shape (N,), got {domain!r}")
+            raise TypeError(
+                f"`domain` must be an integer or an array of integers of shape (N,), got "
+                f"{_checks.described(domain)}"
+            )
         if not isinstance(domain, Tracer):
             outside = np.asarray(domain)
             outside = outside[(outside < 0) | (outside >= self.n)]

@@ -88,7 +88,7 @@ class Ghost(ByMoments):
     def __post_init__(self):
         if (self.groups is None) == (self.size is None):
             raise ValueError(
-                f"one of `groups` and `size` must be given, got groups={self.groups!r}, "
+                f"exactly one of `groups` and `size` must be given, got groups={self.groups!r}, "
                 f"size={self.size!r}"
             )
         name = "groups" if self.size is None else "size"

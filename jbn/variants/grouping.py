@@ -73,12 +73,13 @@ def divided(
     """The batch, the first axis that holds no features, in so many groups or in groups of that size."""
     axis, *_ = example_axes(features, len(shape))
     batch = shape[axis]
+    wanted = f"{groups} groups" if size is None else f"groups of {size}"
     size = size or max(1, math.ceil(batch / (groups or 1)))
     groups = groups or max(1, math.ceil(batch / size))
     if groups * size != batch and batch and not uneven:
         raise ValueError(
-            f"`x` has {batch} examples, which do not divide into {groups} groups of {size}: change the "
-            f"batch, drop its rest, or allow groups of different sizes with `uneven=True`"
+            f"`x` has {batch} examples, which do not divide into {wanted}: change the batch, drop its "
+            f"rest, or allow groups of different sizes with `uneven=True`"
         )
     return Grouping(axis, batch, groups, size, interleaved)
 

@@ -44,9 +44,18 @@ def tagged_call(
     if args:
         args = (tag(args[0], role, path), *args[1:])
     else:
-        name = "x" if "x" in kwargs else "inputs"
-        kwargs = {**kwargs, name: tag(kwargs[name], role, path)}
+        # Without any it is the layer's own error that says so.
+        kwargs = {n: tag(v, role, path) if n in ("x", "inputs") else v for n, v in kwargs.items()}
     return tag(call(*args, **kwargs), "out", path)
+
+
+def require_inference(norm: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+    """Fails where a norm that has been folded is called to normalize by the batch."""
+    if not _in_inference(norm, args, kwargs):
+        raise ValueError(
+            "`use_running_average` of a batch norm that has been folded must be True, as it was for "
+            "jbn.tools.fold: a folded model is for inference; train the one it was made from"
+        )
 
 
 def _in_inference(norm, args, kwargs):

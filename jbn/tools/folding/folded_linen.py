@@ -11,7 +11,7 @@ from flax.core.meta import unbox
 
 from jbn.tools.compilation import intercepted
 from jbn.tools.folding.dataflow import traced as traced_program
-from jbn.tools.folding.foldable import LAYERS, NORMS, folded, tagged_call
+from jbn.tools.folding.foldable import LAYERS, NORMS, folded, require_inference, tagged_call
 from jbn.tools.folding.pairs import Report, find_pairs
 
 
@@ -76,6 +76,12 @@ def _traced(model, variables, inputs, kwargs):
     return modules, traced_program(run, variables, inputs)
 
 
+_OTHER_VARIABLES = (
+    "`variables` must be those that jbn.tools.fold returned with this function, got {}, which has been "
+    "folded"
+)
+
+
 def _without(model, dtypes, biased):
     """`model.apply` for folded variables."""
 
@@ -83,14 +89,15 @@ def _without(model, dtypes, biased):
         module = context.module
         if context.method_name != "__call__":
             return call(*args, **kwargs)
+        path = "/".join(module.path)
         if module.path in dtypes:
             if module.has_variable("batch_stats", "mean"):
-                raise ValueError(
-                    f"`variables` must be those that jbn.tools.fold returned, got some with the "
-                    f"statistics of {'/'.join(module.path)}, which has been folded"
-                )
+                raise ValueError(_OTHER_VARIABLES.format(f"the statistics of {path}"))
+            require_inference(module, args, kwargs)
             x = args[0] if args else kwargs["x"]
             return x.astype(dtypes[module.path])
+        if module.path in biased and not module.has_variable("params", "bias"):
+            raise ValueError(_OTHER_VARIABLES.format(f"no bias of {path}"))
         y = call(*args, **kwargs)
         if module.path in biased:
             bias = module.get_variable("params", "bias").astype(y.dtype)

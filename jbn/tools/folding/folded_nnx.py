@@ -8,7 +8,7 @@ from flax import nnx
 
 import jbn.nnx
 from jbn.tools.folding.dataflow import traced
-from jbn.tools.folding.foldable import LAYERS, NORMS, folded, tagged_call
+from jbn.tools.folding.foldable import LAYERS, NORMS, folded, require_inference, tagged_call
 from jbn.tools.folding.pairs import Report, find_pairs
 
 
@@ -33,8 +33,8 @@ class FoldedNorm(nnx.Module):
     dtype_of_output: Any
 
     def __call__(self, x: jax.Array, *args: Any, **kwargs: Any) -> jax.Array:
-        """`x`; the other arguments of a norm make no difference."""
-        del args, kwargs
+        """`x`; in training an error."""
+        require_inference(self, (x, *args), kwargs)
         return x.astype(self.dtype_of_output)
 
 
