@@ -98,7 +98,9 @@ def scale_and_shift(reduction: Reduction, x: Array, m: Moments, affine: Affine) 
     given = (x, mean, a) if affine.bias is None else (x, mean, a, affine.bias)
     dtype = _dtypes.promote(*(v.dtype for v in given))
     a = a.astype(dtype)
-    z = (rounded(x, dtype) - reduction.expand(mean.astype(dtype))) * a
+    # Of which x a mean without a remainder is, does not matter: it is none of this one's.
+    x = x.astype(dtype) if m.remainder is None else rounded(x, dtype)
+    z = (x - reduction.expand(mean.astype(dtype))) * a
     bias = None
     if affine.bias is not None:
         bias = per_position(reduction, affine.bias, x.ndim, dtype)
