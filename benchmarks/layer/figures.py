@@ -85,7 +85,7 @@ def picture(timed: Mapping[str, Any], path: Path) -> None:
         ax.axhline(1, color="black", linewidth=0.8)
         ax.set(title=kind, ylabel=f"speed, {BASE} = 1", xlim=(-0.5, len(layers) - 0.5))
         ax.legend(ncols=2, loc="center left", bbox_to_anchor=(1, 0.5))
-    figure.savefig(path, dpi=64)
+    figure.savefig(path, dpi=58)
 
 
 def bars(ax: Any, place: Any, runs: Sequence[Sequence[float]], width: float, name: str) -> None:
