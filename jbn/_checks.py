@@ -233,30 +233,6 @@ def momentum_value(momentum: Any) -> Any:
     return momentum
 
 
-def mask_array(mask: Any, shape: tuple[int, ...]) -> Array:
-    """`mask` with as many dimensions as `x`, whatever it broadcasts from; weights are not negative."""
-    given, mask = mask, array("mask", mask, jnp.generic)
-    real = jnp.issubdtype(mask.dtype, jnp.number) and not jnp.iscomplexobj(mask)
-    if mask.dtype != bool and not real:
-        raise TypeError(f"`mask` must be boolean or real weights >= 0, got dtype {mask.dtype}")
-    sizes = zip(reversed(mask.shape), reversed(shape), strict=False)
-    if mask.ndim > len(shape) or not all(m in (1, n) for m, n in sizes):
-        hint = "an axis along which it does not change, such as that of the features, is one of size 1"
-        if mask.shape == tuple(shape[: mask.ndim]):
-            ones = (1,) * (len(shape) - mask.ndim)
-            hint = f"if its axes are the first ones of `x`: mask.reshape{mask.shape + ones}"
-        raise ValueError(
-            f"`mask` must broadcast against `x`, of shape {tuple(shape)}, got shape {mask.shape}; "
-            f"{hint}"
-        )
-    if mask.dtype != bool and not isinstance(given, Tracer):
-        weights = np.asarray(given)
-        unfit = weights[~((weights >= 0) & (weights < np.inf))]
-        if unfit.size:
-            raise ValueError(f"`mask` must be boolean or weights >= 0, got {unfit[0]} among them")
-    return jax.lax.expand_dims(mask, range(len(shape) - mask.ndim))
-
-
 def axis_names(axis_name: Any) -> AxisName | None:
     """`axis_name` in a form that can be hashed: a list becomes a tuple; none at all is None."""
     if isinstance(axis_name, list | tuple):

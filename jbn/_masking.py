@@ -5,8 +5,12 @@ own output, it stays what it is, unless its square is not finite: then it is 0 t
 times zero can poison a sum.
 """
 
+from typing import Any
+
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
+from jax.core import Tracer
 from jax.typing import ArrayLike
 
 from jbn import _checks, _dtypes
@@ -14,11 +18,35 @@ from jbn._typing import Array
 from jbn.ops.reduction import Reduction
 
 
+def mask_array(mask: Any, shape: tuple[int, ...]) -> Array:
+    """`mask` with as many dimensions as `x`, whatever it broadcasts from; weights are not negative."""
+    given, mask = mask, _checks.array("mask", mask, jnp.generic)
+    real = jnp.issubdtype(mask.dtype, jnp.number) and not jnp.iscomplexobj(mask)
+    if mask.dtype != bool and not real:
+        raise TypeError(f"`mask` must be boolean or real weights >= 0, got dtype {mask.dtype}")
+    sizes = zip(reversed(mask.shape), reversed(shape), strict=False)
+    if mask.ndim > len(shape) or not all(m in (1, n) for m, n in sizes):
+        hint = "an axis along which it does not change, such as that of the features, is one of size 1"
+        if mask.shape == tuple(shape[: mask.ndim]):
+            ones = (1,) * (len(shape) - mask.ndim)
+            hint = f"if its axes are the first ones of `x`: mask.reshape{mask.shape + ones}"
+        raise ValueError(
+            f"`mask` must broadcast against `x`, of shape {tuple(shape)}, got shape {mask.shape}; "
+            f"{hint}"
+        )
+    if mask.dtype != bool and not isinstance(given, Tracer):
+        weights = np.asarray(given)
+        unfit = weights[~((weights >= 0) & (weights < np.inf))]
+        if unfit.size:
+            raise ValueError(f"`mask` must be boolean or weights >= 0, got {unfit[0]} among them")
+    return lax.expand_dims(mask, range(len(shape) - mask.ndim))
+
+
 def as_weights(mask: ArrayLike | None, x: Array) -> Array | None:
     """The mask, checked, of the rank of x: boolean, or in the real dtype of the statistics."""
     if mask is None:
         return None
-    mask = _checks.mask_array(mask, x.shape)
+    mask = mask_array(mask, x.shape)
     return mask if mask.dtype == bool else mask.astype(_dtypes.real(_dtypes.promote(x.dtype)))
 
 

@@ -57,6 +57,9 @@ def update_running(
     return updated(batch_stats, moments, decay(momentum), running_variance)
 
 
+_ROUNDING = 1e-5
+
+
 def decay(momentum: ArrayLike | None) -> tuple[ArrayLike, ArrayLike] | None:
     """Weights of the old and the new value; 1 - momentum is taken before it is rounded to float32."""
     return None if momentum is None else (momentum, 1 - momentum)
@@ -74,7 +77,9 @@ def updated(
     if n is not None:
         valid = lax.bitwise_and(valid, lax.gt(n, lax.full_like(n, 0)))
     if running_variance == "unbiased" and n is not None:
-        var = var * jnp.where(n > 1, n / jnp.where(n > 1, n - 1, 1), 1)
+        # Weights that sum to 1 but for rounding are those of one sample, and not of 1e7 less one.
+        several = n > 1 + _ROUNDING
+        var = var * jnp.where(several, n / jnp.where(several, n - 1, 1), 1)
 
     new = dict(batch_stats)
     if weights is None:

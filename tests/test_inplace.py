@@ -374,3 +374,25 @@ def test_a_slope_that_float32_has_not():
         jbn.inplace(negative_slope=1e-46)
     with pytest.raises(ValueError, match="`alpha` must be a finite number"):
         jbn.inplace("elu", alpha=1e-46)
+
+
+@pytest.mark.parametrize(
+    "norm", [jbn.inplace(), jbn.frozen(jbn.inplace()), jbn.inplace("elu")], ids=repr
+)
+def test_the_slope_at_exactly_zero_in_inference_too(norm):
+    params, batch_stats = norm.init(1)
+    x = jnp.zeros((2, 1))
+    dx = jax.grad(lambda x: jnp.sum(norm.apply(x, params, batch_stats, train=False)[0]))(x)
+    np.testing.assert_allclose(dx, jax.lax.rsqrt(1 + 1e-5), rtol=1e-6)
+
+
+@pytest.mark.parametrize("activation", ["leaky_relu", "elu"])
+def test_derivatives_in_inference_are_those_of_the_activation(activation):
+    x, params, batch_stats, _ = data()
+
+    def loss(norm, activate):
+        return lambda x: jnp.sum(jnp.sin(activate(norm.apply(x, params, batch_stats, train=False)[0])))
+
+    ours = loss(NORMS[activation], lambda y: y)
+    plain = loss(jbn.plain, ACTIVATIONS[activation])
+    close(jax.jit(jax.hessian(ours))(x[:2, :2]), jax.jit(jax.hessian(plain))(x[:2, :2]))

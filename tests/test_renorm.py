@@ -121,3 +121,23 @@ def test_limits_of_the_call_and_steps_that_are_missing():
             jbn.renorm().apply(x, params, stats, train=True, **{name: value})
     with pytest.raises(ValueError, match="`batch_stats` must hold 'steps' where `r_max` is a schedule"):
         jbn.renorm(**jbn.ioffe_warmup()).apply(x, params, stats, train=True)
+
+
+@pytest.mark.parametrize(("x", "own"), [("float64", "float32"), ("float32", "float64")])
+def test_parameters_of_another_precision(x, own, x64):
+    x = jnp.asarray(np.random.default_rng(0).standard_normal((8, 3)), x)
+    params, stats = jbn.renorm().init(3, dtype=own)
+    with jax.numpy_dtype_promotion("strict"):
+        y, new = jbn.renorm().apply(x, params, stats, train=True)
+    assert y.dtype == x.dtype
+    assert jax.tree.map(lambda v: v.dtype, new) == jax.tree.map(lambda v: v.dtype, stats)
+
+
+def test_a_traced_epsilon_widens_no_statistic(x64):
+    x = jnp.ones((8, 3), jnp.float32)
+    params, stats = jbn.renorm().init(3)
+
+    def run(epsilon):
+        return jbn.renorm().apply(x, params, stats, train=True, epsilon=epsilon)[1]
+
+    assert jax.jit(run)(np.float64(1e-3))["var"].dtype == stats["var"].dtype

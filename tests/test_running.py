@@ -91,3 +91,10 @@ def test_half_precision_statistics_converge_to_the_mean(dtype):
         stats = step(stats)
     np.testing.assert_allclose(stats["mean"], m.mean, rtol=1e-3)
     np.testing.assert_allclose(stats["var"], m.var, rtol=1e-3)
+
+
+def test_weights_that_sum_to_1_but_for_rounding_are_those_of_one_sample():
+    m = jbn.Moments(jnp.zeros(2), jnp.ones(2), jnp.array([1.0000001, 3.0]))
+    _, stats = jbn.init(2)
+    new = jbn.update_running(stats, m, momentum=0.0, running_variance="unbiased")
+    np.testing.assert_allclose(new["var"], [1.0, 1.5])

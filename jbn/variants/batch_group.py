@@ -6,6 +6,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from jbn import _checks
+from jbn._masking import mask_array
 from jbn._norm import Norm, plain
 from jbn.variants.composition import check_inner, check_one_set
 
@@ -94,7 +95,7 @@ class BatchGroup(Norm):
             for name, p in _checks.params_dict(params, x, shape).items()
         }
         if mask is not None:
-            mask = divided(_checks.mask_array(mask, x.shape))
+            mask = divided(mask_array(mask, x.shape))
         options.update(train=train, axis=features, mask=mask)
         y, batch_stats = self.norm.apply(divided(x), params, batch_stats, **options)
         return jnp.moveaxis(y, channels_axis, groups_axis + 1).reshape(x.shape), batch_stats

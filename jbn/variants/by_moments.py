@@ -11,6 +11,7 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from jbn import _checks, _dtypes, _warnings
+from jbn._masking import mask_array
 from jbn._mode import by_mode
 from jbn._moments import moments
 from jbn._norm import Norm, keywords, plain
@@ -90,7 +91,7 @@ class ByMoments(Norm):
         params = _checks.params_dict(params, x, shape)
         shape = self.statistics_shape(shape)
         batch_stats = _checks.batch_stats_dict(batch_stats, shape, momentum is None)
-        mask = None if mask is None else _checks.mask_array(mask, x.shape)
+        mask = None if mask is None else mask_array(mask, x.shape)
         _checks.choice("running_variance", running_variance, RunningVariance)
         names = _checks.axis_names(options.pop("axis_name", None))
         groups = _checks.index_groups(options.pop("axis_index_groups", None), names)

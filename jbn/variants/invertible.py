@@ -1,8 +1,10 @@
 """Forms of batch norm that can be inverted: y is kept for the backward pass, x - mean made of it."""
 
 import dataclasses
+import functools
 from typing import ClassVar
 
+import jax
 import jax.numpy as jnp
 
 from jbn import _dtypes
@@ -20,6 +22,14 @@ class Identity(Form):
     lossless: ClassVar[bool] = False
 
     # Without selects, which XLA:CPU does not compute inside its sums but writes to memory for them.
+
+    def activation(self, z):
+        """y of z; at 0 too the derivative is the `slope`, not that of a maximum of two."""
+        return _activated(self, z)
+
+    def value(self, z):
+        """The activation, without its derivative."""
+        return z
 
     def inverse(self, y, parameter):
         """z of y."""
@@ -63,7 +73,7 @@ class Identity(Form):
 class LeakyRelu(Identity):
     """y is z, or z times the parameter where z is negative."""
 
-    def activation(self, z):
+    def value(self, z):
         """y of z."""
         return jnp.maximum(z, self.parameter * z)
 
@@ -80,7 +90,7 @@ class LeakyRelu(Identity):
 class Elu(Identity):
     """y is z, or the parameter times exp(z) - 1 where z is negative."""
 
-    def activation(self, z):
+    def value(self, z):
         """y of z."""
         return jnp.maximum(z, 0) + self.parameter * jnp.expm1(jnp.minimum(z, 0))
 
@@ -93,6 +103,18 @@ class Elu(Identity):
         """dy / dz."""
         y = kept[0].astype(_dtypes.promote(kept[0].dtype))
         return jnp.maximum(_side(y), 0) - jnp.minimum(_side(y), 0) * (y + self.parameter)
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
+def _activated(form, z):
+    return form.value(z)
+
+
+@_activated.defjvp
+def _activated_jvp(form, primals, tangents):
+    y = _activated(form, *primals)
+    slope = form.slope((y,))
+    return y, tangents[0] if slope is None else slope.astype(y.dtype) * tangents[0]
 
 
 def _side(y):

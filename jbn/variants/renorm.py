@@ -112,13 +112,17 @@ class Renorm(ByMoments):
 
         def corrected(m, params):
             old = running(batch_stats, m)
+            dtype = _dtypes.promote(m.var.dtype, old.var.dtype)
+            old_var, var, *means = (v.astype(dtype) for v in (old.var, m.var, m.mean, old.mean))
+            least = jnp.asarray(epsilon, dtype)
             r_max, d_max = (
-                jnp.asarray(v(batch_stats["steps"]) if callable(v) else v, m.var.dtype)
+                jnp.asarray(v(batch_stats["steps"]) if callable(v) else v, dtype)
                 for v in limits.values()
             )
-            sigma = jnp.sqrt(old.var + epsilon)
-            r = jnp.clip(jnp.sqrt(m.var + epsilon) / sigma, 1 / r_max, r_max)
-            d = jnp.clip((m.mean - old.mean + m.remainder) / sigma, -d_max, d_max)
+            sigma = jnp.sqrt(old_var + least)
+            r = jnp.clip(jnp.sqrt(var + least) / sigma, 1 / r_max, r_max)
+            d = means[0] - means[1] + m.remainder.astype(dtype)
+            d = jnp.clip(d / sigma, -d_max, d_max)
             r, d = lax.stop_gradient((r, d))
             return m, _composed(params, r, d, axis, x.ndim)
 
@@ -135,12 +139,15 @@ class Renorm(ByMoments):
                 "`running_variance` must be 'biased' where deviations are averaged, got 'unbiased'; "
                 "that is for jbn.renorm(running='variance')"
             )
-        var, sigma = batch_stats["var"], jnp.sqrt(batch_stats["var"] + epsilon)
-        deviation = dataclasses.replace(m, var=jnp.sqrt(m.var + epsilon))
+        var = batch_stats["var"]
+        dtype = _dtypes.promote(var.dtype)
+        sigma = jnp.sqrt(var.astype(dtype) + jnp.asarray(epsilon, dtype)).astype(var.dtype)
+        deviation = dataclasses.replace(m, var=jnp.sqrt(m.var + jnp.asarray(epsilon, m.var.dtype)))
         updated = average({**batch_stats, "var": sigma}, deviation)
         new = updated["var"]
         # What was not updated stays as it is, to the last digit.
-        updated["var"] = jnp.where(new == sigma, var, jnp.maximum(jnp.square(new) - epsilon, 0))
+        square = jnp.square(new.astype(dtype)) - jnp.asarray(epsilon, dtype)
+        updated["var"] = jnp.where(new == sigma, var, jnp.maximum(square, 0).astype(var.dtype))
         return updated
 
 
@@ -160,6 +167,8 @@ def _composed(params, r, d, axis, ndim):
         values = {n: v if v.ndim == ndim else lax.expand_dims(v, reduced) for n, v in values.items()}
         r, d, *_ = values.values()
         params = {name: values[name] for name in params}
-    params = {name: p.astype(_dtypes.promote(p.dtype)) for name, p in params.items()}
+    dtype = _dtypes.promote(r.dtype, *(p.dtype for p in params.values()))
+    r, d = r.astype(_dtypes.real(dtype)), d.astype(dtype)
+    params = {name: p.astype(dtype) for name, p in params.items()}
     scale = params.get("scale", jnp.ones_like(r))
     return {"scale": scale * r, "bias": scale * d + params.get("bias", jnp.zeros_like(d))}
