@@ -44,7 +44,10 @@ OPTIMIZED = {
 def pytest_configure(config):
     """What has been compiled once, by any process of this run or of an earlier one, is read again."""
     # Of two processes that compile the same at a time, one may find the other's file half written.
-    config.addinivalue_line("filterwarnings", "ignore:Error reading persistent compilation cache entry")
+    half_written = "ignore:Error reading persistent compilation cache entry"
+    config.addinivalue_line("filterwarnings", half_written)
+    # Of processes that tests start, whose output they look at.
+    os.environ["PYTHONWARNINGS"] = half_written
     if not config.pluginmanager.has_plugin("cacheprovider"):
         return
     settings = {
