@@ -98,7 +98,7 @@ def scale_and_shift(reduction: Reduction, x: Array, m: Moments, affine: Affine) 
     given = (x, mean, a) if affine.bias is None else (x, mean, a, affine.bias)
     dtype = _dtypes.promote(*(v.dtype for v in given))
     a = a.astype(dtype)
-    # Of which x a mean without a remainder is, does not matter: it is none of this one's.
+    # A mean without a remainder was given, and is of no x that the compiler might round differently.
     x = x.astype(dtype) if m.remainder is None else rounded(x, dtype)
     z = (x - reduction.expand(mean.astype(dtype))) * a
     bias = None

@@ -9,6 +9,9 @@ from jbn._statistics import Moments
 from jbn._typing import Array, BatchStats, RunningVariance
 from jbn.ops.local_moments import is_finite
 
+# What a sum of weights may be off by.
+_ROUNDING = 1e-5
+
 
 def update_running(
     batch_stats: BatchStats,
@@ -55,9 +58,6 @@ def update_running(
     moments = _checks.moments_arrays(moments, None, needed)
     batch_stats = _checks.batch_stats_dict(batch_stats, jnp.shape(moments.mean), momentum is None)
     return updated(batch_stats, moments, decay(momentum), running_variance)
-
-
-_ROUNDING = 1e-5
 
 
 def decay(momentum: ArrayLike | None) -> tuple[ArrayLike, ArrayLike] | None:

@@ -1,12 +1,12 @@
 """A trained model without its batch norms, which become part of the layers before them."""
 
-import reprlib
 from collections.abc import Mapping
 from typing import Any, overload
 
 from flax import linen as nn
 from flax import nnx
 
+from jbn import _checks
 from jbn.tools.folding.folded_linen import FoldedLinen, fold_linen
 from jbn.tools.folding.folded_nnx import FoldedNNX, fold_nnx
 
@@ -70,7 +70,7 @@ def fold(model: Any, /, *inputs: Any, verbose: bool = True, **kwargs: Any) -> An
         folded = fold_nnx(model, inputs, kwargs)
     elif not isinstance(model, nn.Module):
         raise TypeError(
-            f"`model` must be a module of flax.linen or flax.nnx, got {reprlib.repr(model)}; for "
+            f"`model` must be a module of flax.linen or flax.nnx, got {_checks.described(model)}; for "
             f"kernels there is jbn.tools.fold_into_previous"
         )
     elif not inputs or not isinstance(inputs[0], Mapping):

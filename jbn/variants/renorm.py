@@ -113,7 +113,8 @@ class Renorm(ByMoments):
         def corrected(m, params):
             old = running(batch_stats, m)
             dtype = _dtypes.promote(m.var.dtype, old.var.dtype)
-            old_var, var, *means = (v.astype(dtype) for v in (old.var, m.var, m.mean, old.mean))
+            wide = (v.astype(dtype) for v in (old.mean, old.var, m.mean, m.var, m.remainder))
+            old_mean, old_var, mean, var, remainder = wide
             least = jnp.asarray(epsilon, dtype)
             r_max, d_max = (
                 jnp.asarray(v(batch_stats["steps"]) if callable(v) else v, dtype)
@@ -121,8 +122,7 @@ class Renorm(ByMoments):
             )
             sigma = jnp.sqrt(old_var + least)
             r = jnp.clip(jnp.sqrt(var + least) / sigma, 1 / r_max, r_max)
-            d = means[0] - means[1] + m.remainder.astype(dtype)
-            d = jnp.clip(d / sigma, -d_max, d_max)
+            d = jnp.clip((mean - old_mean + remainder) / sigma, -d_max, d_max)
             r, d = lax.stop_gradient((r, d))
             return m, _composed(params, r, d, axis, x.ndim)
 
@@ -168,7 +168,7 @@ def _composed(params, r, d, axis, ndim):
         r, d, *_ = values.values()
         params = {name: values[name] for name in params}
     dtype = _dtypes.promote(r.dtype, *(p.dtype for p in params.values()))
-    r, d = r.astype(_dtypes.real(dtype)), d.astype(dtype)
+    r, d = r.astype(dtype), d.astype(dtype)
     params = {name: p.astype(dtype) for name, p in params.items()}
     scale = params.get("scale", jnp.ones_like(r))
     return {"scale": scale * r, "bias": scale * d + params.get("bias", jnp.zeros_like(d))}

@@ -89,18 +89,18 @@ def _without(model, dtypes, biased):
         module = context.module
         if context.method_name != "__call__":
             return call(*args, **kwargs)
-        path = "/".join(module.path)
         if module.path in dtypes:
             if module.has_variable("batch_stats", "mean"):
-                raise ValueError(_OTHER_VARIABLES.format(f"the statistics of {path}"))
+                raise ValueError(_OTHER_VARIABLES.format(f"the statistics of {'/'.join(module.path)}"))
             require_inference(module, args, kwargs)
             x = args[0] if args else kwargs["x"]
             return x.astype(dtypes[module.path])
-        if module.path in biased and not module.has_variable("params", "bias"):
-            raise ValueError(_OTHER_VARIABLES.format(f"no bias of {path}"))
         y = call(*args, **kwargs)
         if module.path in biased:
-            bias = module.get_variable("params", "bias").astype(y.dtype)
+            bias = module.get_variable("params", "bias")
+            if bias is None:
+                raise ValueError(_OTHER_VARIABLES.format(f"no bias of {'/'.join(module.path)}"))
+            bias = bias.astype(y.dtype)
             y = y + bias.reshape((1,) * (y.ndim - bias.ndim) + bias.shape)
         return y
 
